@@ -1,0 +1,239 @@
+"""Mask trees: apply, count, combine, pack.
+
+A mask tree has the tree structure of its parameters. Each leaf is a bool array, True = keep, that broadcasts
+against its parameter; the scalar `True` stands for a leaf that is not pruned.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import trees
+from jaxprune.trees import PyTree
+
+
+def check_masks_fit(masks: PyTree, params: PyTree, name: str = "masks") -> None:
+    """Raises a ValueError that names the path where a mask tree does not fit its parameters.
+
+    Args:
+      masks: a mask tree.
+      params: the parameters, concrete or abstract.
+      name: what the tree is called in the error.
+    """
+    trees.check_same_structure(masks, params, name)
+    pairs = zip(trees.leaves_with_paths(params), jax.tree.leaves(masks), strict=True)
+    for (path, param), mask in pairs:
+        if jnp.result_type(mask) != bool:
+            raise ValueError(
+                f"{name}: the mask of {path} has dtype {jnp.result_type(mask)}; masks are bool, True = keep. "
+                "Convert it with `mask != 0`."
+            )
+        shape = np.shape(param)
+        try:
+            fits = np.broadcast_shapes(np.shape(mask), shape) == shape
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(f"{name}: the mask of {path} has shape {np.shape(mask)}, which does not broadcast to {shape}.")
+
+
+def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
+    r"""Sets pruned weights to zero: `where(mask, p, 0)`.
+
+    A product would keep NaN and infinity; this does not. Dtypes and shardings stay.
+
+    Args:
+      params: parameters.
+      masks: a mask tree for them.
+
+    Returns:
+      The masked parameters.
+
+    Raises:
+      ValueError: the masks do not fit the parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> apply_masks({"w": jnp.array([1.0, jnp.nan])}, {"w": jnp.array([True, False])})["w"].tolist()
+      [1.0, 0.0]
+    """
+    check_masks_fit(masks, params)
+    return jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros((), p.dtype)), params, masks)
+
+
+def sparsity(masks: PyTree, params: PyTree, *, per_leaf: bool = False) -> Any:
+    """The exact fraction of zeros that masks make, over the whole tree that is given.
+
+    Args:
+      masks: a mask tree, concrete.
+      params: its parameters, concrete or abstract.
+      per_leaf: return a tree of fractions instead.
+
+    Returns:
+      A float, or a tree of floats.
+
+    Raises:
+      ValueError: the masks do not fit the parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> sparsity({"w": jnp.array([True, False]), "b": True}, {"w": jnp.ones(2), "b": jnp.ones(2)})
+      0.25
+    """
+    check_masks_fit(masks, params)
+    sizes = [math.prod(np.shape(p)) for p in jax.tree.leaves(params)]
+    kept = [kept_count(m, np.shape(p)) for m, p in zip(jax.tree.leaves(masks), jax.tree.leaves(params), strict=True)]
+    if per_leaf:
+        fractions = [1 - k / n if n else 0.0 for k, n in zip(kept, sizes, strict=True)]
+        return jax.tree.unflatten(jax.tree.structure(params), fractions)
+    return 1 - sum(kept) / sum(sizes) if sum(sizes) else 0.0
+
+
+def kept_count(mask: Any, shape: tuple[int, ...]) -> int:
+    """How many weights of a parameter of `shape` a concrete mask keeps, as an exact host integer."""
+    # Rows are summed on the device and added up on the host, so that no count overflows.
+    array = jnp.asarray(mask)
+    rows = np.asarray(jnp.sum(array, axis=-1, dtype=jnp.int32) if array.ndim else array, dtype=np.int64)
+    size = math.prod(array.shape)
+    return int(rows.sum()) * (math.prod(shape) // size) if size else 0
+
+
+def combine(*masks: PyTree) -> PyTree:
+    """Keeps what every one of the mask trees keeps (logical and).
+
+    Args:
+      *masks: mask trees of one structure.
+
+    Returns:
+      A mask tree.
+
+    Raises:
+      ValueError: no tree is given, or their structures differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> combine({"w": jnp.array([True, False])}, {"w": jnp.array(True)})["w"].tolist()
+      [True, False]
+    """
+    if not masks:
+        raise ValueError("combine() was given no mask tree; give at least one.")
+    for other in masks[1:]:
+        trees.check_same_structure(other, masks[0], "a mask tree to combine")
+
+    def both(*leaves: Any) -> jax.Array:
+        shape = np.broadcast_shapes(*(np.shape(leaf) for leaf in leaves))
+        result = jnp.broadcast_to(jnp.asarray(leaves[0]), shape)
+        for leaf in leaves[1:]:
+            result = result & jnp.broadcast_to(jnp.asarray(leaf), shape)
+        return result
+
+    return jax.tree.map(both, *masks)
+
+
+def from_zeros(params: PyTree, where: trees.Where = None) -> PyTree:
+    """Masks that keep what is not exactly zero, for a model that was pruned elsewhere.
+
+    Args:
+      params: parameters with zeros.
+      where: which parameters may be pruned; the others get the scalar mask True.
+
+    Returns:
+      A mask tree.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from_zeros({"w": jnp.array([[0.0, 2.0]]), "b": jnp.zeros(2)})["w"].tolist()
+      [[False, True]]
+    """
+    chosen = trees.resolve_where(where, params)
+    return jax.tree.map(lambda p, c: (p != 0) if c else jnp.asarray(True), params, chosen)
+
+
+def full_masks(masks: PyTree, params: PyTree) -> PyTree:
+    """Gives every mask its parameter's shape and sharding, as the optimiser state keeps them.
+
+    Always a copy, so that a donated state never deletes the caller's masks.
+    """
+    return jax.tree.map(lambda m, p: jnp.logical_and(jnp.ones_like(p, dtype=bool), m), masks, params)
+
+
+def pack(masks: PyTree) -> PyTree:
+    """Packs masks to one bit a weight, eight along the largest axis of each leaf.
+
+    The rank of a leaf stays, so that its sharding specification does too.
+
+    Args:
+      masks: a tree of bool arrays.
+
+    Returns:
+      A tree of uint8 arrays; the packed axis has `ceil(size / 8)` entries.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> pack({"w": jnp.array([True] + [False] * 8)})["w"].tolist()
+      [1, 0]
+    """
+    return jax.tree.map(_pack_leaf, masks)
+
+
+def unpack(packed: PyTree, params: PyTree) -> PyTree:
+    """The inverse of `pack`.
+
+    Args:
+      packed: a tree from `pack`.
+      params: the parameters, for their shapes.
+
+    Returns:
+      A tree of bool arrays of the parameters' shapes.
+
+    Raises:
+      ValueError: a packed leaf does not belong to its parameter.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> mask = {"w": jnp.array([True, False, True])}
+      >>> unpack(pack(mask), {"w": jnp.zeros(3)})["w"].tolist()
+      [True, False, True]
+    """
+    trees.check_same_structure(packed, params, "the packed mask tree")
+    named = trees.leaves_with_paths(params)
+    leaves = [_unpack_leaf(b, np.shape(p), path) for b, (path, p) in zip(jax.tree.leaves(packed), named, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def _packed_axis(shape: tuple[int, ...]) -> int:
+    return max(range(len(shape)), key=lambda axis: shape[axis])
+
+
+def _pack_leaf(mask: Any) -> jax.Array:
+    mask = jnp.asarray(mask)
+    if not mask.ndim:
+        return mask.astype(jnp.uint8)
+    axis = _packed_axis(mask.shape)
+    rest = -mask.shape[axis] % 8
+    if rest:
+        mask = jnp.pad(mask, [(0, rest if i == axis else 0) for i in range(mask.ndim)])
+    grouped = mask.reshape(*mask.shape[:axis], mask.shape[axis] // 8, 8, *mask.shape[axis + 1 :]).astype(jnp.uint8)
+    bits = [jax.lax.index_in_dim(grouped, i, axis + 1, keepdims=False) << np.uint8(i) for i in range(8)]
+    result = bits[0]
+    for bit in bits[1:]:
+        result = result | bit
+    return result
+
+
+def _unpack_leaf(packed: jax.Array, shape: tuple[int, ...], path: str) -> jax.Array:
+    if not shape:
+        return packed.astype(bool)
+    axis = _packed_axis(shape)
+    expected = (*shape[:axis], -(-shape[axis] // 8), *shape[axis + 1 :])
+    if packed.shape != expected or packed.dtype != jnp.uint8:
+        raise ValueError(
+            f"the packed mask of {path} is {packed.dtype}{list(packed.shape)}, but a parameter of shape {shape} packs to "
+            f"uint8{list(expected)}."
+        )
+    bits = jnp.stack([(packed >> np.uint8(i)) & np.uint8(1) for i in range(8)], axis=axis + 1)
+    flat = bits.reshape(*shape[:axis], expected[axis] * 8, *shape[axis + 1 :])
+    return jax.lax.slice_in_dim(flat, 0, shape[axis], axis=axis).astype(bool)

@@ -1,0 +1,45 @@
+"""What all scores share."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune import trees
+from jaxprune.trees import PyTree
+
+
+class Score(Protocol):
+    """A function from parameters, and what else it needs, to a tree of scores."""
+
+    def __call__(
+        self,
+        params: PyTree,
+        *,
+        grads: PyTree | None = None,
+        key: jax.Array | None = None,
+        stats: PyTree | None = None,
+    ) -> PyTree:
+        """Scores every weight; higher is kept."""
+        ...
+
+
+def map_floating(function: Callable[..., jax.Array], params: PyTree, *rest: PyTree) -> PyTree:
+    """Maps over the floating leaves; other leaves are never pruned and pass as they are."""
+    return jax.tree.map(lambda p, *r: function(p, *r) if trees.is_floating(p) else p, params, *rest)
+
+
+def widen(array: jax.Array) -> jax.Array:
+    """At least float32: squares of 16-bit gradients underflow."""
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def require(value: PyTree | None, name: str, score: str) -> PyTree:
+    """Returns a value that a score cannot do without, or raises a ValueError that says how to give it."""
+    if value is None:
+        raise ValueError(
+            f"the score {score} needs {name}=; pass it to compute_masks, or use the score inside jp.sparsify, whose "
+            "update has the gradients (and give sparsify a key for random scores)."
+        )
+    return value
