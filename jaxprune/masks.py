@@ -37,7 +37,9 @@ def check_masks_fit(masks: PyTree, params: PyTree, name: str = "masks") -> None:
         except ValueError:
             fits = False
         if not fits:
-            raise ValueError(f"{name}: the mask of {path} has shape {np.shape(mask)}, which does not broadcast to {shape}.")
+            raise ValueError(
+                f"{name}: the mask of {path} has shape {np.shape(mask)}, which does not broadcast to {shape}."
+            )
 
 
 def apply_masks(params: PyTree, masks: PyTree) -> PyTree:

@@ -47,7 +47,9 @@ def top_k_mask(
       >>> top_k_mask(jnp.array([0.1, 3.0, 2.0, 2.0]), 2).tolist()
       [False, True, True, False]
     """
-    return top_k_masks([scores], k, among=None if among is None else [among], first=None if first is None else [first])[0]
+    return top_k_masks([scores], k, among=None if among is None else [among], first=None if first is None else [first])[
+        0
+    ]
 
 
 def top_k_masks(
@@ -242,9 +244,7 @@ def _kth_highest(
     return lax.while_loop(lambda s: jnp.any(unfinished(s[1], s[2], s[3])), narrow, state)[1]
 
 
-def _break_ties(
-    keys: list[jax.Array], threshold: jax.Array, k: jax.Array, weights: tuple[int, ...]
-) -> list[jax.Array]:
+def _break_ties(keys: list[jax.Array], threshold: jax.Array, k: jax.Array, weights: tuple[int, ...]) -> list[jax.Array]:
     """Keeps all keys above the threshold and, of those equal to it, the first by leaf and flat index."""
     above = [key > threshold for key in keys]
     room = k - _weighted_count(above, weights, k.dtype)

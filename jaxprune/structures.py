@@ -84,7 +84,9 @@ class NM:
 
     def __post_init__(self):
         if not (isinstance(self.n, int) and isinstance(self.m, int) and 1 <= self.n <= self.m):
-            raise ValueError(f"NM(n={self.n}, m={self.m}): n weights are kept of every m, so 1 <= n <= m; 2:4 is NM(2, 4).")
+            raise ValueError(
+                f"NM(n={self.n}, m={self.m}): n weights are kept of every m, so 1 <= n <= m; 2:4 is NM(2, 4)."
+            )
 
     @property
     def sparsity(self) -> float:
@@ -143,7 +145,9 @@ class NM:
     def _axis(self, shape: tuple[int, ...]) -> int:
         axis = self.axis + len(shape) if self.axis < 0 else self.axis
         if not 0 <= axis < len(shape):
-            raise ValueError(f"{self}: a parameter of shape {shape} has no axis {self.axis}. Leave it out with `where`.")
+            raise ValueError(
+                f"{self}: a parameter of shape {shape} has no axis {self.axis}. Leave it out with `where`."
+            )
         return axis
 
 
@@ -269,5 +273,7 @@ class Channel:
 
     def _axis(self, shape: tuple[int, ...]) -> int:
         if not -len(shape) <= self.axis < len(shape):
-            raise ValueError(f"{self}: a parameter of shape {shape} has no axis {self.axis}. Leave it out with `where`.")
+            raise ValueError(
+                f"{self}: a parameter of shape {shape} has no axis {self.axis}. Leave it out with `where`."
+            )
         return self.axis % len(shape)

@@ -12,7 +12,7 @@ from jaxprune.allocation._units import Units, check_sparsity
 
 
 @dataclasses.dataclass(frozen=True)
-class explicit:  # noqa: N801 - reads as the other allocations do
+class explicit:
     """Sparsities by hand: a tree (or prefix) with the structure of the parameters.
 
     Attributes:

@@ -1,0 +1,142 @@
+"""What a pruner is, and what most pruners share: the settings that make masks."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune import masks as masks_
+from jaxprune import scores as scores_
+from jaxprune import trees
+from jaxprune.allocation import uniform
+from jaxprune.compute import Rule, compute_masks
+from jaxprune.scores import Score
+from jaxprune.structures import Structure, Unstructured
+from jaxprune.trees import PyTree, Where
+
+
+class Context(NamedTuple):
+    """What a pruner sees at a mask update.
+
+    Attributes:
+      step: int32 number of the update, from 0.
+      params: the parameters, before the step (after it, for a pruner with `after_step`).
+      grads: the raw gradients.
+      key: a PRNG key of this step's own, or None where `sparsify` was given none.
+      stats: the second moment of the inner optimiser, or None where it has none.
+    """
+
+    step: jax.Array
+    params: PyTree
+    grads: PyTree
+    key: jax.Array | None
+    stats: PyTree | None
+
+
+class Pruner(NamedTuple):
+    """How masks evolve in training: pure functions, used by `jp.sparsify`.
+
+    Attributes:
+      init: `(params, key) -> (masks, state)`. Masks may be in the user's form; `state` is any pytree of arrays.
+      is_update: `step -> bool array`, whether masks are updated at a step.
+      update: `(masks, state, context) -> (masks, state)`; masks in full shape go in. Runs under `lax.cond`.
+      accumulate: `(state, context) -> state`, at every step, before `update`; or None.
+      regularize: `(grads, params, masks, state) -> grads`, a term added to the gradients; or None.
+      backward: `(masks, state) -> masks`, the weights that learn; None means those of the masks.
+      moves: whether masks change after the start; the optimiser's moments of pruned weights are then reset.
+      dense_gradients: all weights learn, pruned ones too (straight-through).
+      dense_parameters: pruned weights keep their values; the forward pass must use `jp.sparse_params`.
+      after_step: masks are made from the parameters after the step instead of before.
+
+    Example:
+      >>> Pruner(init=lambda params, key: (params, ()), is_update=lambda step: step < 0,
+      ...        update=lambda masks, state, context: (masks, state)).moves
+      True
+    """
+
+    init: Callable[[PyTree, jax.Array | None], tuple[PyTree, Any]]
+    is_update: Callable[[jax.Array], jax.Array]
+    update: Callable[[PyTree, Any, Context], tuple[PyTree, Any]]
+    accumulate: Callable[[Any, Context], Any] | None = None
+    regularize: Callable[[PyTree, PyTree, PyTree, Any], PyTree] | None = None
+    backward: Callable[[PyTree, Any], PyTree] | None = None
+    moves: bool = True
+    dense_gradients: bool = False
+    dense_parameters: bool = False
+    after_step: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskSettings:
+    """The arguments of `compute_masks` that a pruner keeps for later."""
+
+    sparsity: Any
+    score: Score = scores_.magnitude
+    structure: Structure = Unstructured()
+    allocation: Any = uniform
+    where: Where = None
+    rules: Sequence[Rule] = ()
+
+    def masks(
+        self,
+        params: PyTree,
+        progress: jax.Array | None = None,
+        *,
+        grads: PyTree | None = None,
+        key: jax.Array | None = None,
+        stats: PyTree | None = None,
+        score: Score | None = None,
+    ) -> PyTree:
+        """Full-shape masks of the current parameters."""
+        made = compute_masks(
+            params,
+            self.sparsity,
+            score=self.score if score is None else score,
+            structure=self.structure,
+            allocation=self.allocation,
+            where=self.where,
+            rules=self.rules,
+            grads=grads,
+            key=key,
+            stats=stats,
+            progress=progress,
+        )
+        return masks_.full_masks(made, params)
+
+    def check(self, params: PyTree) -> None:
+        """Raises now, at initialisation, what the first mask update would raise many steps later."""
+        abstract = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+        jax.eval_shape(
+            lambda p: compute_masks(
+                p,
+                self.sparsity,
+                score=lambda params, **_: params,
+                structure=self.structure,
+                allocation=self.allocation,
+                where=self.where,
+                rules=self.rules,
+            ),
+            abstract,
+        )
+
+    def from_context(self, context: Context, progress: jax.Array | None = None) -> PyTree:
+        """Full-shape masks at a mask update."""
+        return self.masks(context.params, progress, grads=context.grads, key=context.key, stats=context.stats)
+
+    def structures(self, params: PyTree) -> list[Structure | None]:
+        """The structure of each leaf; None where it is not pruned."""
+        forms: list[Structure | None] = []
+        chosen = jax.tree.leaves(trees.resolve_where(self.where, params))
+        for path, c in zip(trees.paths(params), chosen, strict=True):
+            rule = next((r for r in self.rules if trees.compile_pattern(r.pattern).fullmatch(path)), None)
+            own = rule.structure if rule is not None else None
+            forms.append((own or self.structure) if c else None)
+        return forms
+
+
+def dense_masks(params: PyTree, where: Where = None) -> PyTree:
+    """Masks that keep everything, after a check that `where` matches something."""
+    trees.resolve_where(where, params)
+    return jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params)

@@ -1,0 +1,203 @@
+"""Reading masks out of optimiser states, however deep they are nested."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxprune import masks as masks_
+from jaxprune import trees
+from jaxprune.trees import PyTree
+
+_HOLDERS = ("SparsifyState", "KeepMasksState")
+
+
+def get_masks(opt_state: Any, params: PyTree | None = None) -> PyTree:
+    """The masks in an optimiser state, wherever they are nested.
+
+    Several are merged: the parts of an `optax.partition` side by side, nested ones by logical and.
+
+    Args:
+      opt_state: any state that holds the state of `sparsify` or `keep_masks`; of an `nnx.Optimizer`, its
+        `opt_state`.
+      params: the parameters; needed when masks are packed, or when parts of the parameters have none.
+
+    Returns:
+      A mask tree with the structure of the parameters.
+
+    Raises:
+      ValueError: there are no masks, or packed ones without `params`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, jaxprune as jp
+      >>> tx = optax.chain(optax.sgd(0.1), jp.keep_masks({"w": jnp.array([True, False])}))
+      >>> jp.get_masks(tx.init({"w": jnp.ones(2)}))["w"].tolist()
+      [True, False]
+    """
+    found = [_unwrap(holder.masks) for holder in _holders(opt_state)]
+    if not found:
+        raise ValueError(
+            "no masks in this optimiser state: it holds no state of jp.sparsify or jp.keep_masks. Pass the whole "
+            "opt_state (of TrainState: .opt_state; of nnx.Optimizer: .opt_state)."
+        )
+    merged = found[0]
+    for other in found[1:]:
+        merged = _merge(merged, other)
+    if params is not None:
+        return _fit(merged, params)
+    if any(leaf.dtype == jnp.uint8 for leaf in jax.tree.leaves(merged)):
+        raise ValueError("the masks are packed; call get_masks(opt_state, params), whose shapes unpack them.")
+    return merged
+
+
+def sparse_params(params: PyTree, opt_state: Any) -> PyTree:
+    """The parameters as the forward pass is to see them: zero where pruned.
+
+    The same as `params` after a first update for most pruners; for those with dense storage (STE, SR-STE,
+    Top-KAST, movement) the gradient must be taken here.
+
+    Args:
+      params: the stored parameters.
+      opt_state: a state that holds masks.
+
+    Returns:
+      Parameters of the same structure, shapes, dtypes and shardings.
+
+    Raises:
+      ValueError: the state holds no masks.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, jaxprune as jp
+      >>> params = {"w": jnp.array([[3.0, 1.0]])}
+      >>> jp.sparse_params(params, jp.sparsify(optax.sgd(0.1), jp.pruners.ste(0.5)).init(params))["w"].tolist()
+      [[3.0, 0.0]]
+    """
+    return masks_.apply_masks(params, get_masks(opt_state, params))
+
+
+def check_masks(params: PyTree, opt_state: Any) -> None:
+    """Raises if a pruned weight is not zero, as when a later link of the chain rescales updates.
+
+    Not for pruners with dense storage, whose pruned weights keep their values; check `sparse_params` there.
+
+    Args:
+      params: concrete parameters, after an update.
+      opt_state: a state that holds masks.
+
+    Raises:
+      ValueError: some pruned weights are not zero; the paths and counts are named.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, jaxprune as jp
+      >>> tx = jp.keep_masks({"w": jnp.array([True, False])})
+      >>> jp.check_masks({"w": jnp.array([1.0, 0.0])}, tx.init({"w": jnp.ones(2)}))
+    """
+    masks = get_masks(opt_state, params)
+    wrong = []
+    for (path, param), mask in zip(trees.leaves_with_paths(params), jax.tree.leaves(masks), strict=True):
+        count = int(np.sum(np.asarray(~mask & (param != 0))))
+        if count:
+            wrong.append(f"{path} ({count})")
+    if wrong:
+        raise ValueError(
+            f"pruned weights that are not zero: {trees.list_paths(wrong)}. A transformation after jp.sparsify or "
+            "jp.keep_masks rescales updates (put it inside or before), or the pruner stores dense parameters (use "
+            "jp.sparse_params), or no update has run yet."
+        )
+
+
+def rewind(initial_params: PyTree, masks: PyTree) -> PyTree:
+    """Puts the kept weights back to earlier values, for lottery tickets.
+
+    Args:
+      initial_params: parameters at initialisation, or at an early step.
+      masks: masks found by training.
+
+    Returns:
+      The earlier parameters under the masks, as arrays of their own.
+
+    Raises:
+      ValueError: the masks do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> rewind({"w": jnp.array([0.5, 0.7])}, {"w": jnp.array([False, True])})["w"].tolist()
+      [0.0, 0.699999988079071]
+    """
+    return masks_.apply_masks(initial_params, masks)
+
+
+def second_moment(opt_state: Any, params: PyTree) -> PyTree | None:
+    """The second moment `E[g^2]` that an optimiser keeps (`nu`), for the `fisher` score.
+
+    Args:
+      opt_state: any Optax state.
+      params: the parameters.
+
+    Returns:
+      A tree shaped like the parameters, or None where the state holds none.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> params = {"w": jnp.ones(2)}
+      >>> second_moment(optax.adam(0.1).init(params), params)["w"].tolist()
+      [0.0, 0.0]
+    """
+    structure = jax.tree.structure(params)
+    for _, value in optax.tree_utils.tree_get_all_with_path(opt_state, "nu"):
+        if jax.tree.structure(value) == structure:
+            shapes = [
+                (np.shape(a), np.shape(b)) for a, b in zip(jax.tree.leaves(value), jax.tree.leaves(params), strict=True)
+            ]
+            if all(a == b for a, b in shapes):
+                return value
+    return None
+
+
+def _is_holder(node: Any) -> bool:
+    return type(node).__name__ in _HOLDERS and hasattr(node, "masks")
+
+
+def _holders(state: Any) -> list[Any]:
+    found: list[Any] = []
+    for node in jax.tree.leaves(state, is_leaf=_is_holder):
+        if _is_holder(node):
+            found.append(node)
+            found += _holders(getattr(node, "inner_state", ()))
+    return found
+
+
+def _unwrap(masks: PyTree) -> PyTree:
+    """Takes arrays out of the variables in which NNX stores an optimiser state."""
+
+    def boxed(node: Any) -> bool:
+        return hasattr(node, "get_value") and hasattr(node, "set_value")
+
+    return jax.tree.map(lambda node: node.get_value() if boxed(node) else node, masks, is_leaf=boxed)
+
+
+def _is_hidden(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _merge(left: PyTree, right: PyTree) -> PyTree:
+    def one(a: Any, b: Any) -> Any:
+        if _is_hidden(a):
+            return b
+        return a if _is_hidden(b) else a & b
+
+    return jax.tree.map(one, left, right, is_leaf=_is_hidden)
+
+
+def _fit(masks: PyTree, params: PyTree) -> PyTree:
+    def one(m: Any, p: Any) -> Any:
+        if _is_hidden(m):
+            return jax.tree.map(lambda leaf: jnp.ones_like(leaf, dtype=bool), p)
+        return masks_.unpack([m], [p])[0] if m.dtype == jnp.uint8 else m
+
+    try:
+        return jax.tree.map(one, masks, params, is_leaf=_is_hidden)
+    except ValueError as error:
+        raise ValueError(f"the masks in this optimiser state do not belong to these parameters: {error}") from error

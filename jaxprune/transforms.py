@@ -1,0 +1,260 @@
+"""Masks in Optax: `sparsify` wraps any optimiser, `keep_masks` ends any chain.
+
+Zeros are enforced by the update itself: where a weight is pruned the update is `-p`, so that a plain
+`optax.apply_updates` gives exact zeros in every floating dtype. They are lost if a transformation that rescales
+updates follows; `check_masks` finds that.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune import masks as masks_
+from jaxprune import trees
+from jaxprune.pruners import Context, Pruner
+from jaxprune.states import second_moment
+from jaxprune.trees import PyTree
+
+
+class SparsifyState(NamedTuple):
+    """State of `sparsify`.
+
+    Attributes:
+      masks: bool arrays shaped like the parameters, or their packed form.
+      step: int32 number of updates.
+      key: PRNG key, or None.
+      pruner_state: what the pruner carries along.
+      inner_state: state of the inner optimiser.
+    """
+
+    masks: PyTree
+    step: jax.Array
+    key: jax.Array | None
+    pruner_state: Any
+    inner_state: Any
+
+
+class KeepMasksState(NamedTuple):
+    """State of `keep_masks`.
+
+    Attributes:
+      masks: bool arrays shaped like the parameters.
+    """
+
+    masks: PyTree
+
+
+def sparsify(
+    inner: optax.GradientTransformation,
+    pruner: Pruner,
+    *,
+    key: jax.Array | None = None,
+    pack_masks: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Trains under the masks of a pruner, with any Optax optimiser.
+
+    At each update: masks move if they are due, from the raw gradients; gradients are masked; moments of pruned and
+    grown weights are put to their initial values; the inner optimiser updates; pruned weights get the update `-p`.
+    Parameters are first zeroed by the first update; to start from zeros use `jp.sparse_params(params, state)`.
+
+    It must be the last link that touches updates: put clipping, schedules and the like inside.
+
+    Args:
+      inner: the optimiser.
+      pruner: how masks evolve, from `jp.pruners`.
+      key: a typed PRNG key; needed by pruners with random choices. It lives in the state.
+      pack_masks: keep masks at one bit a weight instead of one byte.
+
+    Returns:
+      A transformation whose `update` needs `params`; extra arguments reach the inner optimiser.
+
+    Raises:
+      TypeError: `pruner` is no `Pruner`.
+      ValueError: `update` is called without `params`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, jaxprune as jp
+      >>> params = {"w": jnp.array([[3.0, 1.0]])}
+      >>> tx = jp.sparsify(optax.adam(0.1), jp.pruners.gmp(0.5, begin=0, end=0))
+      >>> updates, state = tx.update({"w": jnp.ones((1, 2))}, tx.init(params), params)
+      >>> float(optax.apply_updates(params, updates)["w"][0, 1])
+      0.0
+    """
+    if not isinstance(pruner, Pruner):
+        raise TypeError(f"pruner={pruner!r} is no Pruner; make one, as with jp.pruners.gmp(0.9, begin=0, end=1000).")
+    inner = optax.with_extra_args_support(inner)
+
+    def stored(masks: PyTree) -> PyTree:
+        return masks_.pack(masks) if pack_masks else masks
+
+    def init_fn(params: PyTree) -> SparsifyState:
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+            return jax.eval_shape(init_fn, params)
+        _check_leaves(params)
+        masks, pruner_state = pruner.init(params, None if key is None else jax.random.fold_in(key, 0))
+        if jax.tree.leaves(params):
+            masks = masks_.full_masks(masks, params)
+        own_key = None if key is None else jax.random.clone(key)
+        return SparsifyState(stored(masks), jnp.zeros((), jnp.int32), own_key, pruner_state, inner.init(params))
+
+    def update_fn(
+        updates: PyTree, state: SparsifyState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, SparsifyState]:
+        params = _require_params(params, "sparsify")
+        old = masks_.unpack(state.masks, params) if pack_masks else state.masks
+        masks, pruner_state = old, state.pruner_state
+        step_key = None if state.key is None else jax.random.fold_in(state.key, state.step + 1)
+        context = Context(state.step, params, updates, step_key, second_moment(state.inner_state, params))
+        if pruner.accumulate is not None:
+            pruner_state = pruner.accumulate(pruner_state, context)
+
+        def refresh(context: Context) -> tuple[PyTree, Any]:
+            return jax.lax.cond(
+                pruner.is_update(state.step),
+                lambda m, s: pruner.update(m, s, context),
+                lambda m, s: (m, s),
+                masks,
+                pruner_state,
+            )
+
+        if not pruner.after_step:
+            masks, pruner_state = refresh(context)
+        backward = pruner.backward(masks, pruner_state) if pruner.backward is not None else masks
+        grads = updates
+        if pruner.regularize is not None:
+            grads = pruner.regularize(grads, params, masks, pruner_state)
+        if not pruner.dense_gradients:
+            grads = _masked(grads, backward)
+            if "grad" in extra and jax.tree.structure(extra["grad"]) == jax.tree.structure(backward):
+                extra["grad"] = _masked(extra["grad"], backward)
+        inner_state = state.inner_state
+        if pruner.moves:
+            changed = jax.tree.map(lambda m, o: ~(m & o), masks, old)
+            inner_state = reset_moments(inner, inner_state, params, changed)
+        out, inner_state = inner.update(grads, inner_state, params, **extra)
+        if not pruner.dense_parameters:
+            out = _zeroing(out, masks, params)
+        elif not pruner.dense_gradients:
+            out = _masked(out, backward)
+        if pruner.after_step:
+            after = optax.apply_updates(params, out)
+            masks, pruner_state = refresh(context._replace(params=after))
+        step = optax.safe_increment(state.step)
+        return out, SparsifyState(stored(masks), step, state.key, pruner_state, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def keep_masks(masks: PyTree) -> optax.GradientTransformationExtraArgs:
+    """Holds fixed masks, as the last link of an Optax chain.
+
+    It zeroes the updates' effect on pruned weights; gradients reach earlier links unmasked (their moments of pruned
+    weights are therefore not zero: `sparsify(inner, jp.pruners.static(masks=...))` also masks gradients).
+
+    Args:
+      masks: a mask tree; it is copied.
+
+    Returns:
+      A transformation whose `update` needs `params`.
+
+    Raises:
+      ValueError: the masks do not fit the parameters.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, jaxprune as jp
+      >>> tx = optax.chain(optax.sgd(0.1), jp.keep_masks({"w": jnp.array([True, False])}))
+      >>> params = {"w": jnp.array([1.0, 2.0])}
+      >>> updates, _ = tx.update({"w": jnp.zeros(2)}, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)["w"].tolist()
+      [1.0, 0.0]
+    """
+
+    def init_fn(params: PyTree) -> KeepMasksState:
+        if not jax.tree.leaves(params):
+            return KeepMasksState(params)
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+            return jax.eval_shape(init_fn, params)
+        mine = _hide_like(params, masks)
+        masks_.check_masks_fit(mine, params)
+        return KeepMasksState(masks_.full_masks(mine, params))
+
+    def update_fn(
+        updates: PyTree, state: KeepMasksState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, KeepMasksState]:
+        del extra
+        params = _require_params(params, "keep_masks")
+        return _zeroing(updates, state.masks, params), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def reset_moments(inner: optax.GradientTransformation, state: Any, params: PyTree, changed: PyTree) -> Any:
+    """Puts the moments of some weights to their initial values, in any Optax state.
+
+    Moments are the parts of the state that Optax itself tells to be like parameters, of a parameter's shape;
+    factored moments (another shape) and scalars stay.
+
+    Args:
+      inner: the optimiser the state belongs to.
+      state: its state.
+      params: the parameters.
+      changed: bool arrays shaped like the parameters, True where to reset.
+
+    Returns:
+      The state, with the same structure, shapes and dtypes.
+    """
+    if not jax.tree.leaves(params):
+        return state
+    fresh = inner.init(params)
+    keep = jnp.zeros((), bool)
+    where = optax.tree_utils.tree_map_params(
+        inner,
+        lambda s, c: c if getattr(s, "shape", None) == c.shape else keep,
+        state,
+        changed,
+        transform_non_params=lambda s: keep,
+    )
+    return jax.tree.map(lambda c, s, f: s if c is keep else jnp.where(c, f, s).astype(s.dtype), where, state, fresh)
+
+
+def _masked(tree: PyTree, masks: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, m: jnp.where(m, x, jnp.zeros((), x.dtype)), tree, masks)
+
+
+def _zeroing(updates: PyTree, masks: PyTree, params: PyTree) -> PyTree:
+    def one(u: jax.Array, m: jax.Array, p: jax.Array) -> jax.Array:
+        if not trees.is_floating(p):
+            return u
+        # An update narrower than its parameter could not cancel it.
+        dtype = jnp.promote_types(u.dtype, p.dtype)
+        return jnp.where(m, u.astype(dtype), -p.astype(dtype))
+
+    return jax.tree.map(one, updates, masks, params)
+
+
+def _hide_like(params: PyTree, masks: PyTree) -> PyTree:
+    """Hides what `optax.masked` and `optax.partition` hide from this transformation."""
+
+    def hidden(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)
+
+    if not any(hidden(leaf) for leaf in jax.tree.leaves(params, is_leaf=hidden)):
+        return masks
+    return jax.tree.map(lambda p, m: p if hidden(p) else m, params, masks, is_leaf=hidden)
+
+
+def _require_params(params: PyTree | None, name: str) -> PyTree:
+    if params is None:
+        raise ValueError(f"{name} needs the parameters: call tx.update(grads, state, params).")
+    return params
+
+
+def _check_leaves(params: PyTree) -> None:
+    for path, leaf in trees.leaves_with_paths(params):
+        if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+            raise TypeError(
+                f"the parameter {path} is a {type(leaf).__name__}, not an array. Give arrays only; of an Equinox model: "
+                "eqx.filter(model, eqx.is_inexact_array)."
+            )
