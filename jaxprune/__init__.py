@@ -7,7 +7,7 @@ them back (`get_masks`, `sparse_params`).
 from jaxprune import allocation, pruners, schedules, scores
 from jaxprune.compute import Rule, compute_masks
 from jaxprune.lottery import Ticket, lottery_ticket
-from jaxprune.masks import apply_masks, combine, from_zeros, pack, sparsity, unpack
+from jaxprune.masks import apply_masks, combine, from_zeros, full_masks, pack, sparsity, unpack
 from jaxprune.pruners import Pruner
 from jaxprune.states import check_masks, get_masks, rewind, second_moment, sparse_params
 from jaxprune.structures import NM, Block, Channel, Structure, Unstructured
@@ -30,6 +30,7 @@ __all__ = [
     "combine",
     "compute_masks",
     "from_zeros",
+    "full_masks",
     "get_masks",
     "keep_masks",
     "lottery_ticket",

@@ -135,8 +135,8 @@ def _match_rules(rules: Sequence[Rule], paths: Sequence[str]) -> list[Rule | Non
     unused = [rule.pattern for rule in rules if id(rule) not in used]
     if unused and paths:
         raise ValueError(
-            f"the rules {unused} apply to no parameter: they match none, or an earlier rule matches first. A pattern must "
-            f"match a whole path; the pruned paths are: {trees.list_paths(paths)}."
+            f"the rules {unused} apply to no parameter: they match none, or an earlier rule matches first. A "
+            f"pattern must match a whole path; the pruned paths are: {trees.list_paths(paths)}."
         )
     return matched
 

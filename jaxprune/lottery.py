@@ -19,6 +19,10 @@ class Ticket(NamedTuple):
       masks: the masks this round trained under.
       start: the rewound parameters this round trained from.
       trained: the parameters after training.
+
+    Example:
+      >>> Ticket(round=0, sparsity=0.0, masks={}, start={}, trained={}).round
+      0
     """
 
     round: int

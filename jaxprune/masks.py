@@ -158,6 +158,18 @@ def full_masks(masks: PyTree, params: PyTree) -> PyTree:
     """Gives every mask its parameter's shape and sharding, as the optimiser state keeps them.
 
     Always a copy, so that a donated state never deletes the caller's masks.
+
+    Args:
+      masks: a mask tree.
+      params: its parameters.
+
+    Returns:
+      A tree of bool arrays of the parameters' shapes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> full_masks({"w": True}, {"w": jnp.ones(2)})["w"].tolist()
+      [True, True]
     """
     return jax.tree.map(lambda m, p: jnp.logical_and(jnp.ones_like(p, dtype=bool), m), masks, params)
 
@@ -233,8 +245,8 @@ def _unpack_leaf(packed: jax.Array, shape: tuple[int, ...], path: str) -> jax.Ar
     expected = (*shape[:axis], -(-shape[axis] // 8), *shape[axis + 1 :])
     if packed.shape != expected or packed.dtype != jnp.uint8:
         raise ValueError(
-            f"the packed mask of {path} is {packed.dtype}{list(packed.shape)}, but a parameter of shape {shape} packs to "
-            f"uint8{list(expected)}."
+            f"the packed mask of {path} is {packed.dtype}{list(packed.shape)}, but a parameter of shape {shape} packs "
+            f"to uint8{list(expected)}."
         )
     bits = jnp.stack([(packed >> np.uint8(i)) & np.uint8(1) for i in range(8)], axis=axis + 1)
     flat = bits.reshape(*shape[:axis], expected[axis] * 8, *shape[axis + 1 :])

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+__all__ = ["Schedule", "constant", "cosine", "cosine_decay", "cubic", "cyclic", "linear", "one_shot"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
@@ -53,7 +55,7 @@ class Schedule:
     def __call__(self, step: jax.Array | int) -> jax.Array:
         """The progress at a step, a float32 in [0, 1]; exactly 1 from `end` on."""
         step = jnp.asarray(step)
-        elapsed = (step - self.begin).astype(jnp.float32) / max(self.end - self.begin, 1)
+        elapsed = jnp.asarray(step - self.begin, jnp.float32) / max(self.end - self.begin, 1)
         progress = jnp.clip(self.curve(jnp.clip(elapsed, 0.0, 1.0)), 0.0, 1.0)
         progress = jnp.where(step < self.begin, 0.0, progress)
         return jnp.where(step >= self.end, 1.0, progress).astype(jnp.float32)

@@ -146,7 +146,12 @@ def row_top_k_mask(scores: jax.Array, k: int) -> jax.Array:
     n = scores.shape[-1]
     if not 0 <= k <= n:
         raise ValueError(f"k={k} of rows of {n} scores; k must lie between 0 and {n}.")
-    keys = order_keys(scores)
+    return row_top_k_of_keys(order_keys(scores), k)
+
+
+def row_top_k_of_keys(keys: jax.Array, k: int) -> jax.Array:
+    """Like `row_top_k_mask`, of integer keys."""
+    n = keys.shape[-1]
     wanted = jnp.asarray(k, jnp.int32)
 
     def count(t: jax.Array) -> jax.Array:
@@ -289,7 +294,7 @@ def _count_true(flags: jax.Array, dtype: jnp.dtype) -> jax.Array:
     axis = max(flags.ndim - 2, 0)
     part = _partial_size(flags.shape[axis]) if flags.ndim else 1
     if part > 1:
-        shape = flags.shape[:axis] + (flags.shape[axis] // part, part) + flags.shape[axis + 1 :]
+        shape = (*flags.shape[:axis], flags.shape[axis] // part, part, *flags.shape[axis + 1 :])
         small = jnp.sum(flags.reshape(shape).astype(jnp.int8), axis=axis + 1, dtype=jnp.int8)
         # XLA would fold both sums into one slow int32 sum.
         return jnp.sum(lax.optimization_barrier(small), dtype=dtype)

@@ -153,14 +153,9 @@ class NM:
 
 def _rank_within(keys: jax.Array, axis: int, n: int) -> jax.Array:
     m = keys.shape[axis]
-    members = [jax.lax.index_in_dim(keys, i, axis) for i in range(m)]
     if m > _PAIRWISE:
-        rows = jnp.moveaxis(keys, axis, -1)
-        higher = rows[..., None, :] > rows[..., :, None]
-        earlier = jnp.tril(jnp.ones((m, m), bool), -1)
-        ties = (rows[..., None, :] == rows[..., :, None]) & earlier
-        rank = jnp.sum(higher | ties, axis=-1, dtype=jnp.int32)
-        return jnp.moveaxis(rank < n, -1, axis)
+        return jnp.moveaxis(selection.row_top_k_of_keys(jnp.moveaxis(keys, axis, -1), n), -1, axis)
+    members = [jax.lax.index_in_dim(keys, i, axis) for i in range(m)]
     kept = []
     for i, mine in enumerate(members):
         rank = jnp.zeros(mine.shape, jnp.int8)

@@ -48,6 +48,11 @@ class Summary:
       rows: one a parameter.
       pruned: total over the parameters that may be pruned.
       total: total over the whole tree.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(summary({"w": jnp.ones((2, 2))}, {"w": jnp.eye(2, dtype=bool)}).pruned.kept)
+      2
     """
 
     rows: tuple[Row, ...]

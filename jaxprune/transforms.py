@@ -77,7 +77,7 @@ def sparsify(
     Example:
       >>> import jax.numpy as jnp, optax, jaxprune as jp
       >>> params = {"w": jnp.array([[3.0, 1.0]])}
-      >>> tx = jp.sparsify(optax.adam(0.1), jp.pruners.gmp(0.5, begin=0, end=0))
+      >>> tx = jp.sparsify(optax.sgd(0.1, momentum=0.9), jp.pruners.gmp(0.5, begin=0, end=0))
       >>> updates, state = tx.update({"w": jnp.ones((1, 2))}, tx.init(params), params)
       >>> float(optax.apply_updates(params, updates)["w"][0, 1])
       0.0
@@ -255,6 +255,6 @@ def _check_leaves(params: PyTree) -> None:
     for path, leaf in trees.leaves_with_paths(params):
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
             raise TypeError(
-                f"the parameter {path} is a {type(leaf).__name__}, not an array. Give arrays only; of an Equinox model: "
-                "eqx.filter(model, eqx.is_inexact_array)."
+                f"the parameter {path} is a {type(leaf).__name__}, not an array. Give arrays only; of an Equinox "
+                "model: eqx.filter(model, eqx.is_inexact_array)."
             )

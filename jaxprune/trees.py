@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 PyTree: TypeAlias = Any
-Where: TypeAlias = None | str | Sequence[str] | Callable[[str, Any], bool] | PyTree
+Where: TypeAlias = str | Sequence[str] | Callable[[str, Any], bool] | PyTree | None
 
 _LISTED_PATHS = 20
 

@@ -63,9 +63,9 @@ class Global:
             most = sum(c * u.weight for c, u in zip(ceiling, units, strict=True))
             if not least <= budget <= most:
                 raise ValueError(
-                    f"a budget of {budget} kept weights cannot be met by {len(units)} parameters of {size} weights with "
-                    f"densities between {self.minimum_density} and {self.maximum_density}. Change the sparsity, the "
-                    "bounds, or the sparsities that rules fix."
+                    f"a budget of {budget} kept weights cannot be met by {len(units)} parameters of {size} "
+                    f"weights with densities between {self.minimum_density} and {self.maximum_density}. Change the "
+                    "sparsity, the bounds, or the sparsities that rules fix."
                 )
         comparable = [self.transform(s) for s in scores]
         first = among = None

@@ -77,8 +77,9 @@ class Layerwise:
         low, high = self.minimum_density, self.maximum_density
         if static and not low * sizes.sum() - 1 <= budget <= high * sizes.sum() + 1:
             raise ValueError(
-                f"a budget of {budget} kept weights cannot be met by {len(free)} parameters of {int(sizes.sum())} weights "
-                f"with densities between {low} and {high}. Change the sparsity, the bounds, or the sparsities that rules fix."
+                f"a budget of {budget} kept weights cannot be met by {len(free)} parameters of {int(sizes.sum())} "
+                f"weights with densities between {low} and {high}. Change the sparsity, the bounds, or the sparsities "
+                "that rules fix."
             )
         breaks = np.sort(np.concatenate([low / raw, high / raw]))
         spent_at = (np.clip(breaks[:, None] * raw[None], low, high) * sizes[None]).sum(1)

@@ -1,0 +1,17 @@
+"""Settings for every test: CPU with 8 devices, strict promotion, no windows.
+
+They must be made before JAX builds its backend, so this file is all there is to it. Doctests of the package run under
+the same settings, because `tests/test_docstrings.py` runs them. Optax's Adam breaks strict dtype promotion for
+parameters that are not float32: wrap such a call in `with jax.numpy_dtype_promotion("standard")`.
+"""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
