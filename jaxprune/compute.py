@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxprune import scores as scores_
 from jaxprune import trees
 from jaxprune.allocation import Allocation, Units, explicit, uniform
-from jaxprune.allocation._units import check_sparsity
+from jaxprune.allocation._units import check_sparsity, is_traced
 from jaxprune.scores import Score
 from jaxprune.structures import NM, Structure, Unstructured
 from jaxprune.trees import PyTree, Where
@@ -94,9 +94,8 @@ def compute_masks(
     treedef = jax.tree.structure(params)
     picked = [i for i, c in enumerate(chosen) if c]
     matched = _match_rules(rules, [named[i][0] for i in picked])
-    if not callable(allocation):
-        allocation = explicit(allocation)
-    plan = _plan(named, picked, matched, structure, allocation, params, sparsity)
+    share: Any = allocation if callable(allocation) else explicit(allocation)
+    plan = _plan(named, picked, matched, structure, share, params, sparsity)
 
     by_score: dict[Any, list[jax.Array]] = {}
     result: list[jax.Array] = [jnp.asarray(True)] * len(named)
@@ -122,7 +121,7 @@ def compute_masks(
                 f"sparsity=None, but neither a rule nor N:M gives one to {trees.list_paths(missing)}. Give a sparsity, "
                 "a last Rule(pattern='.*', sparsity=...), or leave these parameters out with `where`."
             )
-        masks = allocation(pooled, units, 0.0 if sparsity is None else sparsity, progress)
+        masks = share(pooled, units, 0.0 if sparsity is None else sparsity, progress)
         for (i, form, _), mask in zip(budgeted, masks, strict=True):
             result[i] = form.expand(mask, named[i][1].shape)
     return jax.tree.unflatten(treedef, result)
@@ -177,7 +176,7 @@ def _plan(
 
 
 def _check_nm(form: NM, path: str, sparsity: Any) -> None:
-    if sparsity is None or isinstance(sparsity, jax.core.Tracer):
+    if sparsity is None or is_traced(sparsity):
         return
     if abs(float(sparsity) - form.sparsity) > 1e-6:
         raise ValueError(

@@ -5,7 +5,7 @@ Zeros are enforced by the update itself: where a weight is pruned the update is 
 updates follows; `check_masks` finds that.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -139,12 +139,12 @@ def sparsify(
         elif not pruner.dense_gradients:
             out = _masked(out, backward)
         if pruner.after_step:
-            after = optax.apply_updates(params, out)
+            after = optax.apply_updates(cast(Any, params), out)
             masks, pruner_state = refresh(context._replace(params=after))
         step = optax.safe_increment(state.step)
-        return out, SparsifyState(stored(masks), step, state.key, pruner_state, inner_state)
+        return out, SparsifyState(stored(masks), cast(jax.Array, step), state.key, pruner_state, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(cast(Any, init_fn), cast(Any, update_fn))
 
 
 def keep_masks(masks: PyTree) -> optax.GradientTransformationExtraArgs:
@@ -187,7 +187,7 @@ def keep_masks(masks: PyTree) -> optax.GradientTransformationExtraArgs:
         params = _require_params(params, "keep_masks")
         return _zeroing(updates, state.masks, params), state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(cast(Any, init_fn), cast(Any, update_fn))
 
 
 def reset_moments(inner: optax.GradientTransformation, state: Any, params: PyTree, changed: PyTree) -> Any:
@@ -245,7 +245,7 @@ def _hide_like(params: PyTree, masks: PyTree) -> PyTree:
     return jax.tree.map(lambda p, m: p if hidden(p) else m, params, masks, is_leaf=hidden)
 
 
-def _require_params(params: PyTree | None, name: str) -> PyTree:
+def _require_params(params: PyTree | None, name: str) -> Any:
     if params is None:
         raise ValueError(f"{name} needs the parameters: call tx.update(grads, state, params).")
     return params

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import selection
-from jaxprune.allocation._units import Units, kept, scaled
+from jaxprune.allocation._units import Units, is_traced, kept, scaled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Layerwise:
 
     def _shares(self, free: Sequence[Units], budget: Any) -> Any:
         """Fractional unit counts that spend the budget: a piecewise linear equation, solved at its breakpoints."""
-        static = not isinstance(budget, jax.core.Tracer)
+        static = not is_traced(budget)
         xp: Any = np if static else jnp
         sizes = np.array([u.count * u.weight for u in free], np.float64)
         raw = np.array([self.raw(u.shape) for u in free], np.float64)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +39,14 @@ class Allocation(Protocol):
         ...
 
 
+def is_traced(value: Any) -> bool:
+    """Whether a number is only known when the compiled program runs."""
+    return isinstance(value, Tracer)
+
+
 def check_sparsity(value: Any, what: str = "sparsity") -> None:
     """Raises where a static sparsity lies outside [0, 1); traced values pass."""
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
         return
     try:
         number = float(value)
@@ -57,7 +63,7 @@ def kept(sparsity: Any, n: int) -> Any:
       >>> kept(0.9, 1000)
       100
     """
-    if isinstance(sparsity, jax.core.Tracer):
+    if is_traced(sparsity):
         return jnp.clip(n - jnp.round(sparsity * n).astype(jnp.int32), 1, n)
     # float64 on the host; the tiny offset undoes 1 - 0.9 = 0.0999...
     return int(np.clip(round((1 - float(sparsity)) * n + 1e-9 * np.sign(n)), min(1, n), n))

@@ -76,9 +76,11 @@ def static(
         if not isinstance(sparsity, (int, float)):
             raise ValueError(f"rounds={rounds} needs a static sparsity, not {sparsity!r}.")
 
+        target = float(sparsity)
+
         def one_round(i: jax.Array, current: PyTree) -> PyTree:
             part = (i + 1).astype(jnp.float32) / rounds
-            progress = (1 - (1 - sparsity) ** part) / max(sparsity, 1e-12)
+            progress = (1 - (1 - target) ** part) / max(target, 1e-12)
             progress = jnp.where(i + 1 >= rounds, 1.0, progress)
             return settings.masks(masks_.apply_masks(params, current), progress, grads=grads, key=key)
 

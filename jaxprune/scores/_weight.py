@@ -1,5 +1,7 @@
 """Scores from the weights alone."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -57,14 +59,14 @@ def random(
       (2, 3)
     """
     del grads, stats
-    key = require(key, "key", "random")
+    root: Any = require(key, "key", "random")
     leaves, treedef = jax.tree.flatten(params)
     drawn = []
     for index, leaf in enumerate(leaves):
         if not trees.is_floating(leaf):
             drawn.append(leaf)
             continue
-        values = jax.random.uniform(jax.random.fold_in(key, index), leaf.shape, jnp.float32)
+        values = jax.random.uniform(jax.random.fold_in(root, index), leaf.shape, jnp.float32)
         # `zeros_like` carries the sharding of the parameter over to the scores.
         drawn.append(jnp.zeros_like(leaf, dtype=jnp.float32) + _like(values, leaf))
     return jax.tree.unflatten(treedef, drawn)
