@@ -1,0 +1,1 @@
+"""The parts of `examples/image_classification.py`: methods, training, checkpoints, report."""

@@ -1,0 +1,128 @@
+"""Checkpoints of a comparison: an Orbax folder a run, and the saved result of each finished run.
+
+    DIR/settings.json                    what all runs share; a different one is refused
+    DIR/rigl-0.98-seed0/state/<step>/    Orbax: parameters and optimiser state, masks included
+    DIR/rigl-0.98-seed0/result.json      appears when the run has finished
+
+Every file appears under its name only when it is complete, so a process may be killed at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+PyTree = Any
+
+
+class RunStore:
+    """Keeps the checkpoints and the result of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens the folder, or makes it.
+
+        Args:
+          folder: of this run.
+        """
+        self._result = folder / "result.json"
+        logging.set_verbosity(logging.ERROR)  # Orbax logs every save at the level of warnings
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2,
+            enable_async_checkpointing=False,  # a save that has returned is on the disk
+            cleanup_tmp_directories=True,  # what a killed process left behind
+        )
+        self._manager = ocp.CheckpointManager((folder / "state").resolve(), options=options)
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Saves the state after `step` steps, unless it is there."""
+        if step not in self._manager.all_steps():
+            self._manager.save(step, args=ocp.args.StandardSave(_unwrap_keys(state)))
+
+    def restore(self, like: PyTree) -> tuple[int, PyTree]:
+        """Returns the latest step and its state, or `(0, like)` where there is none.
+
+        Args:
+          like: a state of the same structure, shapes and dtypes.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return 0, like
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _unwrap_keys(like))
+        restored = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        return step, _wrap_keys(restored, like)
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of the run, or `None` where it has not finished."""
+        if not self._result.exists():
+            return None
+        return json.loads(self._result.read_text())
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Saves the result; from now on the run counts as finished."""
+        write_json(self._result, result)
+
+    def close(self) -> None:
+        """Closes Orbax's manager."""
+        self._manager.close()
+
+
+def open_folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
+    """Prepares the folder of a comparison.
+
+    Args:
+      folder: the checkpoint folder.
+      settings: what all its runs share.
+      resume: whether it may hold runs.
+
+    Raises:
+      ValueError: if it holds runs and `resume` is false, or runs with other settings.
+    """
+    path = folder / "settings.json"
+    if path.exists():
+        if not resume:
+            raise ValueError(
+                f"{folder} holds the checkpoints of an earlier job; add --resume to go on with it, "
+                "or name another --checkpoint-dir"
+            )
+        saved = json.loads(path.read_text())
+        current = json.loads(json.dumps(settings))
+        changed = sorted(k for k in saved | current if saved.get(k) != current.get(k))
+        if changed:
+            details = "; ".join(f"{k}: {saved.get(k)} then, {current.get(k)} now" for k in changed)
+            raise ValueError(f"{folder} was made with other settings ({details}); use the same")
+    write_json(path, settings)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON so that the file appears only when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(content, indent=2) + "\n")
+    part.replace(path)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _unwrap_keys(state: PyTree) -> PyTree:
+    """Typed PRNG keys as plain integers, which every version of Orbax can store."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
+
+
+def _wrap_keys(state: PyTree, like: PyTree) -> PyTree:
+    """The inverse of `_unwrap_keys`."""
+
+    def wrap(leaf: Any, model: Any) -> Any:
+        if not _is_key(model):
+            return leaf
+        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(model))
+
+    return jax.tree.map(wrap, state, like)
