@@ -70,9 +70,7 @@ class Job:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line; what depends on the image set is filled in."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
     add("--dataset", choices=tuple(tasks.RECIPES), default="mnist_5k")
     add("--data-dir", type=Path, help="a file or folder of yours with the images")
@@ -135,9 +133,7 @@ def plan_runs(args: argparse.Namespace) -> list[Run]:
 def make_job(args: argparse.Namespace, should_stop: Callable[[], bool]) -> Job:
     """Loads the images and prepares what the runs share."""
     recipe = replace(tasks.RECIPES[args.dataset], learning_rate=args.learning_rate)
-    task = tasks.make_task(
-        args.dataset, args.data_dir, args.model, args.framework, args.batch_size, args.image_size
-    )
+    task = tasks.make_task(args.dataset, args.data_dir, args.model, args.framework, args.batch_size, args.image_size)
     structure = methods.parse_structure(args.structure)
     where = tasks.without_head(task.where) if args.structure == "channel" else task.where
     allocation = methods.allocations()[args.allocation]
@@ -242,11 +238,7 @@ def execute(
 def measure(job: Job, run: Run, state: training.TrainState, pruned: bool) -> dict[str, Any]:
     """Counts the zeros and the right answers of a trained model."""
     params = training.forward_params(state, pruned)
-    masks = (
-        jp.get_masks(state.opt_state, state.params)
-        if pruned
-        else jax.tree.map(lambda p: np.ones((), bool), params)
-    )
+    masks = jp.get_masks(state.opt_state, state.params) if pruned else jax.tree.map(lambda p: np.ones((), bool), params)
     counts = jp.summary(params, masks, where=job.plan.where)
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
@@ -286,9 +278,7 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def main(
-    argv: Sequence[str] | None = None, should_stop: Callable[[], bool] | None = None
-) -> dict[str, Any]:
+def main(argv: Sequence[str] | None = None, should_stop: Callable[[], bool] | None = None) -> dict[str, Any]:
     """Runs the comparison.
 
     Args:
@@ -312,9 +302,7 @@ def main(
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
         )
-        with Progress(
-            *columns, TimeRemainingColumn(), console=console, refresh_per_second=4
-        ) as bar:
+        with Progress(*columns, TimeRemainingColumn(), console=console, refresh_per_second=4) as bar:
             whole = bar.add_task("", total=len(runs) * args.steps)
             for run in runs:
                 result = execute(job, run, compiled, bar, whole)
@@ -348,8 +336,7 @@ def main(
     }
     checkpoints.write_json(args.output_dir / "report.json", content)
     console.print(
-        f"{content['seconds_measured']:.0f} s (measured). Wrote {args.output_dir}/report.json and "
-        "accuracy.png",
+        f"{content['seconds_measured']:.0f} s (measured). Wrote {args.output_dir}/report.json and accuracy.png",
         soft_wrap=True,
     )
     return content

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune import _sharding, trees
 from jaxprune import scores as scores_
-from jaxprune import trees
 from jaxprune.allocation import Allocation, Units, explicit, uniform
 from jaxprune.allocation._units import check_sparsity, is_traced
 from jaxprune.scores import Score
@@ -123,7 +123,7 @@ def compute_masks(
             )
         masks = share(pooled, units, 0.0 if sparsity is None else sparsity, progress)
         for (i, form, _), mask in zip(budgeted, masks, strict=True):
-            result[i] = form.expand(mask, named[i][1].shape)
+            result[i] = _sharding.like(form.expand(mask, named[i][1].shape), named[i][1])
     return jax.tree.unflatten(treedef, result)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import trees
+from jaxprune import _sharding, trees
 from jaxprune.trees import PyTree
 
 
@@ -171,7 +171,13 @@ def full_masks(masks: PyTree, params: PyTree) -> PyTree:
       >>> full_masks({"w": True}, {"w": jnp.ones(2)})["w"].tolist()
       [True, True]
     """
-    return jax.tree.map(lambda m, p: jnp.logical_and(jnp.ones_like(p, dtype=bool), m), masks, params)
+
+    def one(mask: Any, param: jax.Array) -> jax.Array:
+        if np.shape(mask) == np.shape(param):
+            mask = _sharding.like(jnp.asarray(mask), param)
+        return _sharding.like(jnp.logical_and(jnp.ones_like(param, dtype=bool), mask), param)
+
+    return jax.tree.map(one, masks, params)
 
 
 def pack(masks: PyTree) -> PyTree:
@@ -227,10 +233,11 @@ def _pack_leaf(mask: Any) -> jax.Array:
     if not mask.ndim:
         return mask.astype(jnp.uint8)
     axis = _packed_axis(mask.shape)
+    mask = _sharding.whole_groups(mask, axis, 8)
     rest = -mask.shape[axis] % 8
     if rest:
         mask = jnp.pad(mask, [(0, rest if i == axis else 0) for i in range(mask.ndim)])
-    grouped = mask.reshape(*mask.shape[:axis], mask.shape[axis] // 8, 8, *mask.shape[axis + 1 :]).astype(jnp.uint8)
+    grouped = _sharding.split_axis(mask, axis, 8).astype(jnp.uint8)
     bits = [jax.lax.index_in_dim(grouped, i, axis + 1, keepdims=False) << np.uint8(i) for i in range(8)]
     result = bits[0]
     for bit in bits[1:]:
@@ -249,5 +256,5 @@ def _unpack_leaf(packed: jax.Array, shape: tuple[int, ...], path: str) -> jax.Ar
             f"to uint8{list(expected)}."
         )
     bits = jnp.stack([(packed >> np.uint8(i)) & np.uint8(1) for i in range(8)], axis=axis + 1)
-    flat = bits.reshape(*shape[:axis], expected[axis] * 8, *shape[axis + 1 :])
+    flat = _sharding.merge_axes(bits, axis)
     return jax.lax.slice_in_dim(flat, 0, shape[axis], axis=axis).astype(bool)

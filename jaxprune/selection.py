@@ -18,6 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune import _sharding
+from jaxprune._dtypes import widest
+
 # Partial sums of at most this many booleans fit into an int8, which XLA:CPU vectorises (0.2 ns a weight against
 # 1.7 for a plain int32 sum, measured on two cores).
 _PARTIAL = 32
@@ -90,7 +93,7 @@ def top_k_masks(
         )
     if isinstance(k, (int, np.integer)) and not 0 <= k <= total:
         raise ValueError(f"k={k} of {total} scores; k must lie between 0 and the number of scores.")
-    dtype = jnp.result_type(*scores) if len({s.dtype for s in scores}) > 1 else scores[0].dtype
+    dtype = widest(s.dtype for s in scores)
     empty = [None] * len(scores)
     return _select(
         [s.astype(dtype) for s in scores],
@@ -157,7 +160,7 @@ def row_top_k_of_keys(keys: jax.Array, k: int) -> jax.Array:
     def count(t: jax.Array) -> jax.Array:
         return jnp.sum(keys >= t, axis=-1, keepdims=True, dtype=jnp.int32)
 
-    threshold = _kth_highest(count, wanted, n, keys.dtype, shape=(*keys.shape[:-1], 1))
+    threshold = _kth_highest(count, wanted, n, keys.dtype, like=jnp.max(keys, axis=-1, keepdims=True))
     above, equal = keys > threshold, keys == threshold
     room = wanted - jnp.sum(above, axis=-1, keepdims=True, dtype=jnp.int32)
     return above | (equal & (jnp.cumsum(equal, axis=-1, dtype=jnp.int32) <= room))
@@ -208,15 +211,23 @@ def _rank(keys: jax.Array, among: jax.Array | None, first: jax.Array | None) -> 
 
 
 def _kth_highest(
-    count: Callable[[jax.Array], jax.Array], k: jax.Array, total: int, dtype: jnp.dtype, shape: tuple[int, ...] = ()
+    count: Callable[[jax.Array], jax.Array],
+    k: jax.Array,
+    total: int,
+    dtype: jnp.dtype,
+    like: jax.Array | None = None,
 ) -> jax.Array:
-    """The largest key with `count(key) >= k`, or an earlier one with `count(key) == k`."""
+    """The largest key with `count(key) >= k`, or an earlier one with `count(key) == k`.
+
+    `like` gives the shape and the sharding of many searches at once; its values are not read.
+    """
+    like = jnp.zeros((), dtype) if like is None else like
     limits = jnp.iinfo(dtype)
     # Invariant: count(low) >= k, and count(high + 1) < k with `above` its value.
-    low = jnp.full(shape, limits.min, dtype)
-    high = jnp.full(shape, limits.max, dtype)
-    at_low = jnp.full(shape, total, k.dtype)
-    above = jnp.zeros(shape, k.dtype)
+    low = jnp.full_like(like, limits.min, dtype)
+    high = jnp.full_like(like, limits.max, dtype)
+    at_low = jnp.full_like(like, total, k.dtype)
+    above = jnp.zeros_like(like, k.dtype)
 
     def unfinished(low: jax.Array, high: jax.Array, at_low: jax.Array) -> jax.Array:
         return (low < high) & (at_low != k)
@@ -292,18 +303,17 @@ def _first_true(flags: jax.Array, take: jax.Array) -> jax.Array:
 def _count_true(flags: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Counts in partial sums of small integers over one axis; other axes may be sharded."""
     axis = max(flags.ndim - 2, 0)
-    part = _partial_size(flags.shape[axis]) if flags.ndim else 1
+    part = _partial_size(flags.shape[axis], _sharding.axis_shards(flags, axis)) if flags.ndim else 1
     if part > 1:
-        shape = (*flags.shape[:axis], flags.shape[axis] // part, part, *flags.shape[axis + 1 :])
-        small = jnp.sum(flags.reshape(shape).astype(jnp.int8), axis=axis + 1, dtype=jnp.int8)
+        small = jnp.sum(_sharding.split_axis(flags, axis, part).astype(jnp.int8), axis=axis + 1, dtype=jnp.int8)
         # XLA would fold both sums into one slow int32 sum.
         return jnp.sum(lax.optimization_barrier(small), dtype=dtype)
     return jnp.sum(flags, dtype=dtype)
 
 
-def _partial_size(size: int) -> int:
+def _partial_size(size: int, shards: int) -> int:
     """The largest divisor up to `_PARTIAL` that leaves at least as many groups as common meshes have shards."""
-    candidates = [d for d in range(2, _PARTIAL + 1) if size % d == 0]
+    candidates = [d for d in range(2, _PARTIAL + 1) if size % (d * shards) == 0]
     even = [d for d in candidates if (size // d) % 64 == 0 or (size // d) % math.gcd(size, 64) == 0]
     return max(even or ([] if size % 8 == 0 else candidates), default=1)
 

@@ -12,7 +12,8 @@ from typing import Literal, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from jaxprune import selection
+from jaxprune import _sharding, selection
+from jaxprune._dtypes import at_least_float32
 
 # Up to this group size ranks by pairwise comparison beat a search by counting.
 _PAIRWISE = 16
@@ -134,9 +135,10 @@ class NM:
         keys = selection.order_keys(scores)
         if first is not None:
             keys = jnp.where(first, jnp.asarray(jnp.iinfo(keys.dtype).max, keys.dtype), keys)
+        keys = _sharding.whole_groups(keys, axis, self.m)
         whole = jax.lax.slice_in_dim(keys, 0, groups * self.m, axis=axis) if rest else keys
-        grouped = whole.reshape(*shape[:axis], groups, self.m, *shape[axis + 1 :])
-        mask = _rank_within(grouped, axis + 1, self.n).reshape(whole.shape)
+        grouped = _sharding.split_axis(whole, axis, self.m)
+        mask = _sharding.merge_axes(_rank_within(grouped, axis + 1, self.n), axis)
         if rest:
             tail = jax.lax.slice_in_dim(keys, groups * self.m, shape[axis], axis=axis)
             mask = jnp.concatenate([mask, jnp.ones_like(tail, dtype=bool)], axis=axis)
@@ -201,7 +203,7 @@ class Block:
     def pool(self, scores: jax.Array) -> jax.Array:
         """Reduces each tile to one score, in float32 for narrower dtypes."""
         tile = self._tile(scores.shape)
-        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        scores = scores.astype(at_least_float32(scores.dtype))
         if self.reduce == "max":
             return _tiled(scores, tile, -jnp.inf).max(axis=_inner(tile))
         total = _tiled(scores, tile, 0.0).sum(axis=_inner(tile))
@@ -214,7 +216,9 @@ class Block:
         tile = self._tile(shape)
         for axis, size in enumerate(tile):
             if size > 1:
-                units = jax.lax.slice_in_dim(jnp.repeat(units, size, axis=axis), 0, shape[axis], axis=axis)
+                wide = jnp.expand_dims(units, axis + 1)
+                wide = jnp.broadcast_to(wide, (*wide.shape[: axis + 1], size, *wide.shape[axis + 2 :]))
+                units = jax.lax.slice_in_dim(_sharding.merge_axes(wide, axis), 0, shape[axis], axis=axis)
         return units
 
     def _tile(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -228,13 +232,14 @@ class Block:
 
 
 def _tiled(array: jax.Array, tile: tuple[int, ...], fill: float) -> jax.Array:
+    for axis, part in enumerate(tile):
+        array = _sharding.whole_groups(array, axis, part)
     padding = [(0, -size % part) for size, part in zip(array.shape, tile, strict=True)]
     if any(after for _, after in padding):
         array = jnp.pad(array, padding, constant_values=fill)
-    shape: list[int] = []
-    for size, part in zip(array.shape, tile, strict=True):
-        shape += [size // part, part]
-    return array.reshape(shape)
+    for axis, part in enumerate(tile):
+        array = _sharding.split_axis(array, 2 * axis, part)
+    return array
 
 
 def _inner(tile: tuple[int, ...]) -> tuple[int, ...]:
@@ -259,7 +264,7 @@ class Channel:
     def pool(self, scores: jax.Array) -> jax.Array:
         """Means over all other axes, which stay as axes of size one."""
         axis = self._axis(scores.shape)
-        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        scores = scores.astype(at_least_float32(scores.dtype))
         return scores.mean(axis=tuple(i for i in range(scores.ndim) if i != axis), keepdims=True)
 
     def expand(self, units: jax.Array, shape: tuple[int, ...]) -> jax.Array:

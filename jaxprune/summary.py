@@ -72,7 +72,7 @@ def summary(params: PyTree, masks: PyTree, *, where: Where = None, asked: Any = 
     Args:
       params: parameters, concrete or abstract.
       masks: a concrete mask tree.
-      where: which parameters may be pruned, for the first total; by default those that a mask touches.
+      where: which parameters may be pruned, for the first total; by default those of which a mask prunes something.
       asked: the sparsity that was asked for: a number for the pruned parameters, or a tree.
       structure: the structure that was asked for.
 
@@ -94,7 +94,7 @@ def summary(params: PyTree, masks: PyTree, *, where: Where = None, asked: Any = 
     kept = [masks_.kept_count(m, np.shape(p)) for m, (_, p) in zip(leaves, named, strict=True)]
     sizes = [math.prod(np.shape(p)) for _, p in named]
     if where is None:
-        prunable = [k < n or np.ndim(m) > 0 for k, n, m in zip(kept, sizes, leaves, strict=True)]
+        prunable = [k < n for k, n in zip(kept, sizes, strict=True)]
     else:
         prunable = jax.tree.leaves(trees.resolve_where(where, params))
     wanted = _asked(asked, params, prunable)

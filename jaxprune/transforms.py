@@ -13,6 +13,7 @@ import optax
 
 from jaxprune import masks as masks_
 from jaxprune import trees
+from jaxprune._dtypes import widest
 from jaxprune.pruners import Context, Pruner
 from jaxprune.states import second_moment
 from jaxprune.trees import PyTree
@@ -103,24 +104,30 @@ def sparsify(
         updates: PyTree, state: SparsifyState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SparsifyState]:
         params = _require_params(params, "sparsify")
-        old = masks_.unpack(state.masks, params) if pack_masks else state.masks
-        masks, pruner_state = old, state.pruner_state
+        masks = masks_.unpack(state.masks, params) if pack_masks else state.masks
+        pruner_state, inner_state = state.pruner_state, state.inner_state
         step_key = None if state.key is None else jax.random.fold_in(state.key, state.step + 1)
         context = Context(state.step, params, updates, step_key, second_moment(state.inner_state, params))
         if pruner.accumulate is not None:
             pruner_state = pruner.accumulate(pruner_state, context)
 
-        def refresh(context: Context) -> tuple[PyTree, Any]:
-            return jax.lax.cond(
-                pruner.is_update(state.step),
-                lambda m, s: pruner.update(m, s, context),
-                lambda m, s: (m, s),
-                masks,
-                pruner_state,
+        def refresh(context: Context, inner_state: Any) -> tuple[PyTree, Any, Any]:
+            def due(masks: PyTree, pruner_state: Any, moments: Any) -> tuple[PyTree, Any, Any]:
+                new, pruner_state = pruner.update(masks, pruner_state, context)
+                if pruner.moves:
+                    changed = jax.tree.map(lambda n, o: ~(n & o), new, masks)
+                    moments = reset_moments(inner, moments, params, changed)
+                return new, pruner_state, moments
+
+            # The state enters only where moments may be reset: what passes through a cond is copied.
+            moments = inner_state if pruner.moves else ()
+            new, after, moments = jax.lax.cond(
+                pruner.is_update(state.step), due, lambda *same: same, masks, pruner_state, moments
             )
+            return new, after, moments if pruner.moves else inner_state
 
         if not pruner.after_step:
-            masks, pruner_state = refresh(context)
+            masks, pruner_state, inner_state = refresh(context, inner_state)
         backward = pruner.backward(masks, pruner_state) if pruner.backward is not None else masks
         grads = updates
         if pruner.regularize is not None:
@@ -129,10 +136,6 @@ def sparsify(
             grads = _masked(grads, backward)
             if "grad" in extra and jax.tree.structure(extra["grad"]) == jax.tree.structure(backward):
                 extra["grad"] = _masked(extra["grad"], backward)
-        inner_state = state.inner_state
-        if pruner.moves:
-            changed = jax.tree.map(lambda m, o: ~(m & o), masks, old)
-            inner_state = reset_moments(inner, inner_state, params, changed)
         out, inner_state = inner.update(grads, inner_state, params, **extra)
         if not pruner.dense_parameters:
             out = _zeroing(out, masks, params)
@@ -140,7 +143,7 @@ def sparsify(
             out = _masked(out, backward)
         if pruner.after_step:
             after = optax.apply_updates(cast(Any, params), out)
-            masks, pruner_state = refresh(context._replace(params=after))
+            masks, pruner_state, inner_state = refresh(context._replace(params=after), inner_state)
         step = optax.safe_increment(state.step)
         return out, SparsifyState(stored(masks), cast(jax.Array, step), state.key, pruner_state, inner_state)
 
@@ -228,7 +231,7 @@ def _zeroing(updates: PyTree, masks: PyTree, params: PyTree) -> PyTree:
         if not trees.is_floating(p):
             return u
         # An update narrower than its parameter could not cancel it.
-        dtype = jnp.promote_types(u.dtype, p.dtype)
+        dtype = widest([u.dtype, p.dtype])
         return jnp.where(m, u.astype(dtype), -p.astype(dtype))
 
     return jax.tree.map(one, updates, masks, params)

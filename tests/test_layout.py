@@ -19,6 +19,8 @@ PACKAGE = ROOT / "jaxprune"
 # A module, or a folder with all that is in it, imports only from its own floor or below.
 FLOORS = {
     "trees": 0,
+    "_sharding": 1,
+    "_dtypes": 1,
     "masks": 1,
     "selection": 1,
     "structures": 1,

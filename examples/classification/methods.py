@@ -40,8 +40,8 @@ class Plan:
         return {"structure": self.structure, "allocation": self.allocation, "where": self.where}
 
     def at(self, fraction: float) -> int:
-        """The step at a fraction of the training."""
-        return round(fraction * self.steps)
+        """The step at a fraction of the training, before the last one even in the shortest."""
+        return min(round(fraction * self.steps), self.steps - 1)
 
     @property
     def every(self) -> int:
@@ -54,29 +54,19 @@ class Plan:
 METHODS: Mapping[str, Callable[[float | None, Plan, PyTree], Any]] = {
     "random": lambda s, p, g: jp.pruners.static(s, score=jp.scores.random, **p.shared()),
     "snip": lambda s, p, g: jp.pruners.static(s, score=jp.scores.saliency, grads=g, **p.shared()),
-    "gmp": lambda s, p, g: jp.pruners.gmp(
-        s, begin=p.at(0.1), end=p.at(0.75), every=p.every, **p.shared()
-    ),
+    "gmp": lambda s, p, g: jp.pruners.gmp(s, begin=p.at(0.1), end=p.at(0.75), every=p.every, **p.shared()),
     "set": lambda s, p, g: jp.pruners.set_(s, every=p.every, end=p.at(0.75), **p.shared()),
     "rigl": lambda s, p, g: jp.pruners.rigl(s, every=p.every, end=p.at(0.75), **p.shared()),
-    "granet": lambda s, p, g: jp.pruners.granet(
-        s, begin=p.at(0.1), end=p.at(0.75), every=p.every, **p.shared()
-    ),
-    "ste": lambda s, p, g: jp.pruners.ste(
-        s, begin=p.at(0.1), end=p.at(0.75), every=p.every, **p.shared()
-    ),
-    "sr_ste": lambda s, p, g: jp.pruners.sr_ste(
-        s, begin=p.at(0.1), end=p.at(0.75), every=p.every, **p.shared()
-    ),
+    "granet": lambda s, p, g: jp.pruners.granet(s, begin=p.at(0.1), end=p.at(0.75), every=p.every, **p.shared()),
+    "ste": lambda s, p, g: jp.pruners.ste(s, begin=p.at(0.1), end=p.at(0.75), every=p.every, **p.shared()),
+    "sr_ste": lambda s, p, g: jp.pruners.sr_ste(s, begin=p.at(0.1), end=p.at(0.75), every=p.every, **p.shared()),
     "acdc": lambda s, p, g: jp.pruners.acdc(
         s, begin=p.at(0.1), end=p.at(0.75), every=max(1, p.steps // 10), **p.shared()
     ),
     "top_kast": lambda s, p, g: jp.pruners.top_kast(
         _target(s), backward_sparsity=max(0.0, 2 * _target(s) - 1), every=p.every, **p.shared()
     ),
-    "movement": lambda s, p, g: jp.pruners.movement(
-        s, begin=p.at(0.1), end=p.at(0.75), every=p.every, **p.shared()
-    ),
+    "movement": lambda s, p, g: jp.pruners.movement(s, begin=p.at(0.1), end=p.at(0.75), every=p.every, **p.shared()),
 }
 NAMES: tuple[str, ...] = ("dense", *METHODS)
 NEEDS_GRADIENTS = frozenset({"snip"})
@@ -126,8 +116,7 @@ def parse_structure(text: str) -> Any:
     if match := re.fullmatch(r"block:(\d+)x(\d+)", text):
         return jp.Block((int(match[1]), int(match[2])))
     raise ValueError(
-        f"unknown structure {text!r}; allowed: unstructured, nm:N:M (nm:2:4), block:RxC (block:4x4), "
-        "channel"
+        f"unknown structure {text!r}; allowed: unstructured, nm:N:M (nm:2:4), block:RxC (block:4x4), channel"
     )
 
 

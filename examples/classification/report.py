@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen before)
+import matplotlib.pyplot as plt
 
 MASKS_DO_NOT_SPEED_UP = (
     "Masks do not speed up dense kernels: zeros are stored and multiplied like any other weight, so "
@@ -45,9 +45,7 @@ def aggregate(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "accuracy_mean": statistics.fmean(accuracies),
                 "accuracy_spread": statistics.stdev(accuracies) if len(members) > 1 else None,
                 "sparsity_prunable": statistics.fmean(r["sparsity_prunable"] for r in members),
-                "sparsity_whole_model": statistics.fmean(
-                    r["sparsity_whole_model"] for r in members
-                ),
+                "sparsity_whole_model": statistics.fmean(r["sparsity_whole_model"] for r in members),
                 "kept_weights": round(statistics.fmean(r["kept_weights"] for r in members)),
                 "weights": members[0]["weights"],
                 "step_ms_measured": statistics.median(times) if times else None,
@@ -74,8 +72,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
         spread, step_ms = row["accuracy_spread"], row["step_ms_measured"]
         table.add_row(
             row["method"],
-            f"{100 * row['accuracy_mean']:.2f}"
-            + ("" if spread is None else f" ± {100 * spread:.2f}"),
+            f"{100 * row['accuracy_mean']:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}"),
             f"{100 * row['sparsity_prunable']:.2f}",
             f"{100 * row['sparsity_whole_model']:.2f}",
             f"{row['kept_weights']:,} of {row['weights']:,}",

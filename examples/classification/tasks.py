@@ -41,15 +41,14 @@ class Recipe:
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "mnist_5k": Recipe(steps=800, batch_size=64, learning_rate=2e-3),
+    "mnist_5k": Recipe(steps=800, batch_size=32, learning_rate=3e-3),
     "mnist": Recipe(steps=3_000, batch_size=128, learning_rate=2e-3),
     "fashion_mnist": Recipe(steps=3_000, batch_size=128, learning_rate=2e-3),
     "cifar10": Recipe(steps=10_000, batch_size=128, learning_rate=1e-3),
     # 90 epochs at a batch of 256; the learning rate of Goyal et al. for that batch.
     "imagenet": Recipe(450_000, 256, 0.1, model="resnet50", optimizer="sgd"),
 }
-MODELS = ("cnn", "resnet14", "resnet50")
-_STAGES = {"resnet14": (1, 1, 1, 1), "resnet50": (3, 4, 6, 3)}
+MODELS = ("cnn", "resnet8", "resnet50")  # resnet8 is for trying things out
 
 
 @dataclass(frozen=True)
@@ -126,19 +125,17 @@ def make_inner(recipe: Recipe, steps: int, learning_rate: float) -> optax.Gradie
         return optax.adam(optax.cosine_decay_schedule(learning_rate, max(1, steps)))
     warm = max(1, steps // 18)  # 5 epochs of 90
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warm, max(warm + 1, steps))
-    return optax.chain(
-        optax.add_decayed_weights(1e-4), optax.sgd(schedule, momentum=0.9, nesterov=True)
-    )
+    return optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(schedule, momentum=0.9, nesterov=True))
 
 
-def _linen(
-    model: str, shape: tuple[int, int, int], classes: int
-) -> tuple[Callable[[jax.Array], PyTree], Apply]:
+def _linen(model: str, shape: tuple[int, int, int], classes: int) -> tuple[Callable[[jax.Array], PyTree], Apply]:
     """Parameters and function of a Linen model."""
     if model == "cnn":
         module: nn.Module = cnn.LinenCNN(classes)
+    elif model == "resnet8":
+        module = resnet.ResNet(classes, stages=(1, 1), width=16, groups=16)
     else:
-        module = resnet.ResNet(classes, stages=_STAGES[model])
+        module = resnet.ResNet(classes)
 
     def init(key: jax.Array) -> PyTree:
         return jax.jit(module.init)(key, jnp.zeros((1, *shape)))["params"]
@@ -149,9 +146,7 @@ def _linen(
     return init, apply
 
 
-def _nnx(
-    model: str, shape: tuple[int, int, int], classes: int
-) -> tuple[Callable[[jax.Array], PyTree], Apply]:
+def _nnx(model: str, shape: tuple[int, int, int], classes: int) -> tuple[Callable[[jax.Array], PyTree], Apply]:
     """Parameters (an `nnx.State`) and function of an NNX model."""
     del model
 

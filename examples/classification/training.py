@@ -134,9 +134,7 @@ class StreamFeed:
         """See `Feed`; steps are compiled one by one, since their images come from the host."""
         compiled = jax.jit(update)
 
-        def run(
-            state: TrainState, key: jax.Array, start: int, count: int
-        ) -> tuple[TrainState, jax.Array]:
+        def run(state: TrainState, key: jax.Array, start: int, count: int) -> tuple[TrainState, jax.Array]:
             losses: list[jax.Array] = []
             for step in range(start, start + count):
                 state, loss = compiled(state, *self._batch(key, step))

@@ -37,9 +37,7 @@ class StreamedImages:
     read: Callable[[int], tuple[Image.Image, int]]
     size: int
 
-    def batch(
-        self, indices: np.ndarray, side: int, crop_seed: Sequence[int] | None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, indices: np.ndarray, side: int, crop_seed: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
         """Reads, crops and stacks images.
 
         Args:

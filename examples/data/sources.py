@@ -210,8 +210,7 @@ def first_that_works(what: str, attempts: Sequence[tuple[str, Callable[[], Resul
             reasons.append(f"{description}: {error}")
             print(f"{what}: {reasons[-1]}", file=sys.stderr)
     raise SourceError(
-        f"no source of {what} worked. Name a local copy with --data-dir. Tried:\n  "
-        + "\n  ".join(reasons)
+        f"no source of {what} worked. Name a local copy with --data-dir. Tried:\n  " + "\n  ".join(reasons)
     )
 
 

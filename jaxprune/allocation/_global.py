@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import selection
+from jaxprune._dtypes import at_least_float32
 from jaxprune.allocation._layerwise import check_bounds
 from jaxprune.allocation._units import Units, kept, scaled
 from jaxprune.scores._lamp import layer_adaptive
@@ -78,7 +79,7 @@ class Global:
 
 
 def _normalized(scores: jax.Array) -> jax.Array:
-    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    wide = scores.astype(at_least_float32(scores.dtype))
     norm = jnp.sqrt(jnp.sum(wide**2))
     return wide / jnp.where(norm > 0, norm, 1)
 

@@ -96,7 +96,8 @@ def _round_shares(shares: Any, units: Sequence[Units]) -> list[Any]:
     xp: Any = jnp if isinstance(shares, jax.Array) else np
     sizes = np.array([u.count for u in units], np.int32 if xp is jnp else np.int64)
     # Shares a rounding error below an integer are that integer.
-    floors = xp.floor(shares + (1e-9 if xp is np else 0) * np.maximum(1, sizes)).astype(sizes.dtype)
+    slack = 1e-9 * np.maximum(1, sizes) if xp is np else 0.0
+    floors = xp.floor(shares + slack).astype(sizes.dtype)
     remainder = shares - floors.astype(shares.dtype)
     spare = xp.round(remainder.sum()).astype(sizes.dtype)
     rank = xp.argsort(xp.argsort(-remainder))

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 import jax
-import jax.numpy as jnp
 
 from jaxprune import trees
+from jaxprune._dtypes import at_least_float32
 from jaxprune.trees import PyTree
 
 
@@ -32,7 +32,7 @@ def map_floating(function: Callable[..., jax.Array], params: PyTree, *rest: PyTr
 
 def widen(array: jax.Array) -> jax.Array:
     """At least float32: squares of 16-bit gradients underflow."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(at_least_float32(array.dtype))
 
 
 def require(value: PyTree | None, name: str, score: str) -> PyTree:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import trees
+from jaxprune import _sharding, trees
 from jaxprune.scores._score import map_floating, require
 from jaxprune.trees import PyTree
 
@@ -68,13 +68,5 @@ def random(
             continue
         values = jax.random.uniform(jax.random.fold_in(root, index), leaf.shape, jnp.float32)
         # `zeros_like` carries the sharding of the parameter over to the scores.
-        drawn.append(jnp.zeros_like(leaf, dtype=jnp.float32) + _like(values, leaf))
+        drawn.append(jnp.zeros_like(leaf, dtype=jnp.float32) + _sharding.like(values, leaf))
     return jax.tree.unflatten(treedef, drawn)
-
-
-def _like(values: jax.Array, leaf: jax.Array) -> jax.Array:
-    """Reshards drawn values like a parameter on an Explicit mesh, where mixed shardings do not add."""
-    sharding = getattr(jax.typeof(leaf), "sharding", None)
-    if sharding is None or sharding.mesh.empty or not sharding.mesh._any_axis_explicit:
-        return values
-    return jax.sharding.reshard(values, sharding)

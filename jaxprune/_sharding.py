@@ -1,0 +1,79 @@
+"""Shapes and shardings together: on an Explicit mesh a reshape must say how its result is sharded.
+
+Elsewhere (no mesh, Auto axes) these are the plain operations, and XLA propagates shardings by itself.
+"""
+
+import math
+from typing import Any
+
+import jax
+from jax.core import Tracer
+from jax.experimental.shard_alike import shard_alike
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def split_axis(array: jax.Array, axis: int, part: int) -> jax.Array:
+    """Reshapes one axis to two, `(size // part, part)`; the first of them stays sharded."""
+    shape = array.shape
+    new = (*shape[:axis], shape[axis] // part, part, *shape[axis + 1 :])
+    array = whole_groups(array, axis, part)
+    sharding = _explicit(array)
+    if sharding is None:
+        return array.reshape(new)
+    spec = _spec(sharding, len(shape))
+    return jax.lax.reshape(array, new, out_sharding=_with(sharding, [*spec[: axis + 1], None, *spec[axis + 1 :]]))
+
+
+def merge_axes(array: jax.Array, axis: int) -> jax.Array:
+    """The inverse of `split_axis`: reshapes `axis` and the next one to one; the second is not sharded."""
+    shape = array.shape
+    new = (*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :])
+    sharding = _explicit(array)
+    if sharding is None:
+        return array.reshape(new)
+    spec = _spec(sharding, len(shape))
+    return jax.lax.reshape(array, new, out_sharding=_with(sharding, [*spec[: axis + 1], *spec[axis + 2 :]]))
+
+
+def whole_groups(array: jax.Array, axis: int, part: int) -> jax.Array:
+    """Gathers an explicitly sharded axis whose shards do not hold whole groups of `part` entries."""
+    sharding = _explicit(array)
+    if sharding is None or array.shape[axis] % (part * axis_shards(array, axis)) == 0:
+        return array
+    spec = _spec(sharding, array.ndim)
+    return jax.sharding.reshard(array, _with(sharding, [*spec[:axis], None, *spec[axis + 1 :]]))
+
+
+def axis_shards(array: jax.Array, axis: int) -> int:
+    """Over how many shards an axis is explicitly split; 1 where that is not known."""
+    sharding = _explicit(array)
+    if sharding is None:
+        return 1
+    names = _spec(sharding, array.ndim)[axis] or ()
+    return math.prod(sharding.mesh.shape[name] for name in ((names,) if isinstance(names, str) else names))
+
+
+def like(array: jax.Array, other: jax.Array) -> jax.Array:
+    """Gives an array the sharding of another of the same shape, or leaves XLA to do so."""
+    sharding = _explicit(other)
+    if sharding is not None:
+        return jax.sharding.reshard(array, sharding)
+    if isinstance(other, Tracer):
+        return shard_alike(array, other)[0]
+    return array
+
+
+def _explicit(array: Any) -> Any:
+    """The sharding of an array on a mesh with Explicit axes, or None."""
+    sharding = getattr(jax.typeof(array), "sharding", None)
+    if sharding is None or sharding.mesh.empty or AxisType.Explicit not in sharding.mesh.axis_types:
+        return None
+    return sharding
+
+
+def _spec(sharding: Any, ndim: int) -> list[Any]:
+    return [*sharding.spec, *[None] * (ndim - len(sharding.spec))]
+
+
+def _with(sharding: Any, spec: list[Any]) -> NamedSharding:
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
