@@ -212,13 +212,25 @@ def reset_moments(inner: optax.GradientTransformation, state: Any, params: PyTre
         return state
     fresh = inner.init(params)
     keep = jnp.zeros((), bool)
-    where = optax.tree_utils.tree_map_params(
-        inner,
-        lambda s, c: c if getattr(s, "shape", None) == c.shape else keep,
-        state,
-        changed,
-        transform_non_params=lambda s: keep,
-    )
+
+    def matching(s: Any, c: Any) -> Any:
+        return c if getattr(s, "shape", None) == getattr(c, "shape", ()) else keep
+
+    try:
+        where = optax.tree_utils.tree_map_params(
+            inner, matching, state, changed, transform_non_params=lambda s: keep, is_leaf=_is_hidden
+        )
+    except IndexError:
+        # The line searches of Optax cannot be initialised with its own placeholder: go by structure instead.
+        structure = jax.tree.structure(params)
+
+        def like_params(node: Any) -> bool:
+            return jax.tree.structure(node) == structure
+
+        def subtree(node: Any) -> Any:
+            return jax.tree.map(matching, node, changed) if like_params(node) else keep
+
+        where = jax.tree.map(subtree, state, is_leaf=like_params)
     return jax.tree.map(lambda c, s, f: s if c is keep else jnp.where(c, f, s).astype(s.dtype), where, state, fresh)
 
 
@@ -240,12 +252,13 @@ def _zeroing(updates: PyTree, masks: PyTree, params: PyTree) -> PyTree:
 def _hide_like(params: PyTree, masks: PyTree) -> PyTree:
     """Hides what `optax.masked` and `optax.partition` hide from this transformation."""
 
-    def hidden(leaf: Any) -> bool:
-        return isinstance(leaf, optax.MaskedNode)
-
-    if not any(hidden(leaf) for leaf in jax.tree.leaves(params, is_leaf=hidden)):
+    if not any(_is_hidden(leaf) for leaf in jax.tree.leaves(params, is_leaf=_is_hidden)):
         return masks
-    return jax.tree.map(lambda p, m: p if hidden(p) else m, params, masks, is_leaf=hidden)
+    return jax.tree.map(lambda p, m: p if _is_hidden(p) else m, params, masks, is_leaf=_is_hidden)
+
+
+def _is_hidden(leaf: Any) -> bool:
+    return isinstance(leaf, optax.MaskedNode)
 
 
 def _require_params(params: PyTree | None, name: str) -> Any:

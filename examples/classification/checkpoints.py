@@ -109,7 +109,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _unwrap_keys(state: PyTree) -> PyTree:

@@ -119,7 +119,7 @@ class Case(NamedTuple):
 
 
 # Open bug: `reset_moments` fails where the inner state hides leaves (failing_masked_inner.py). Set to False once fixed.
-MASKED_NODES_FAIL = True
+MASKED_NODES_FAIL = False
 
 
 def works(pruner: str, optimiser: str, place: str) -> bool:
