@@ -251,7 +251,6 @@ def _zeroing(updates: PyTree, masks: PyTree, params: PyTree) -> PyTree:
 
 def _hide_like(params: PyTree, masks: PyTree) -> PyTree:
     """Hides what `optax.masked` and `optax.partition` hide from this transformation."""
-
     if not any(_is_hidden(leaf) for leaf in jax.tree.leaves(params, is_leaf=_is_hidden)):
         return masks
     return jax.tree.map(lambda p, m: p if _is_hidden(p) else m, params, masks, is_leaf=_is_hidden)
