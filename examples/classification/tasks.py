@@ -147,7 +147,7 @@ def _linen(model: str, shape: tuple[int, int, int], classes: int) -> tuple[Calla
 
 
 def _nnx(model: str, shape: tuple[int, int, int], classes: int) -> tuple[Callable[[jax.Array], PyTree], Apply]:
-    """Parameters (an `nnx.State`) and function of an NNX model."""
+    """Parameters (a pure `nnx.State`: arrays without their variables) and function of an NNX model."""
     del model
 
     def fresh(key: jax.Array) -> cnn.NNXCNN:
@@ -156,7 +156,7 @@ def _nnx(model: str, shape: tuple[int, int, int], classes: int) -> tuple[Callabl
     graph = nnx.graphdef(nnx.eval_shape(lambda: fresh(jax.random.key(0))))
 
     def init(key: jax.Array) -> PyTree:
-        return jax.jit(lambda key: nnx.state(fresh(key), nnx.Param))(key)
+        return jax.jit(lambda key: nnx.pure(nnx.state(fresh(key), nnx.Param)))(key)
 
     def apply(params: PyTree, x: jax.Array) -> jax.Array:
         return nnx.merge(graph, params)(x)

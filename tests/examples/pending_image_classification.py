@@ -8,17 +8,19 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
+import jaxprune as jp
 from examples import image_classification
-from examples.classification import methods, report
+from examples.classification import methods, report, training
 from examples.data import imagenet, images, sources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +32,20 @@ def _as_users_run_it():
     """The example runs under JAX's default promotion rules, as it does for its users."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A compilation cache for this module: the resumed runs compile what their first halves did."""
+    folder = tmp_path_factory.mktemp("xla")
+    settings = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def write_idx(path: Path, values: np.ndarray, compress: bool = True) -> None:
@@ -61,6 +77,11 @@ def stop_at_call(number: int) -> Callable[[], bool]:
     """Asks to stop at the n-th question."""
     calls = iter(range(1, 1_000))
     return lambda: next(calls) >= number
+
+
+def job_of(argv: list[str]) -> tuple[image_classification.Job, list[image_classification.Run]]:
+    args = image_classification.parse(argv)
+    return image_classification.make_job(args, lambda: False), image_classification.plan_runs(args)
 
 
 def bits(result: dict[str, Any]) -> dict[tuple[str, int], tuple[str, float]]:
@@ -238,20 +259,40 @@ def test_a_few_steps(digits: Path, tmp_path: Path, framework: str, capsys: pytes
     assert "do not speed up dense kernels" in " ".join(capsys.readouterr().out.split())
 
 
-def test_every_other_method_runs(digits: Path, tmp_path: Path):
-    others = sorted(set(methods.NAMES) - {"dense", "gmp", "rigl"})
-    result = image_classification.main(command(digits, tmp_path, "--method", *others))
+def test_a_method_that_needs_gradients_at_the_start_and_one_with_dense_storage(digits: Path, tmp_path: Path):
+    result = image_classification.main(command(digits, tmp_path, "--method", "snip", "top_kast"))
     for row in result["rows"]:
         assert row["sparsity_prunable"] == pytest.approx(0.8, abs=1e-3), row["method"]
 
 
-@pytest.mark.parametrize(("structure", "sparsity"), [("nm:2:4", 0.5), ("block:4x4", 0.75), ("channel", 0.5)])
-def test_structures(digits: Path, tmp_path: Path, structure: str, sparsity: float):
-    argv = ["--dataset", "mnist", "--data-dir", str(digits), "--output-dir", str(tmp_path)]
-    argv += ["--steps", "3", "--batch-size", "8", "--method", "gmp", "--structure", structure]
-    argv += [] if structure.startswith("nm") else ["--sparsity", str(sparsity)]
-    (row,) = image_classification.main(argv)["rows"]
-    assert row["sparsity_prunable"] == pytest.approx(sparsity, abs=0.03)
+@pytest.mark.parametrize("method", methods.NAMES)
+def test_every_method_makes_a_training_step(digits: Path, tmp_path: Path, method: str):
+    """Traced, not compiled: whether the methods train is tested with the library itself."""
+    job, (run, *_) = job_of(command(digits, tmp_path, "--method", method))
+    params = job.task.init(jax.random.key(0))
+    optimizer = image_classification.optimizer_of(job, run, params)
+    update = training.make_update(job.task.apply, optimizer, pruned=method != "dense")
+    before = training.TrainState(params, jax.eval_shape(optimizer.init, params))
+    x, y = jax.ShapeDtypeStruct((8, 12, 12, 1), np.float32), jax.ShapeDtypeStruct((8,), np.int32)
+    after, loss = jax.eval_shape(update, before, x, y)
+    assert loss.shape == ()
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+
+
+@pytest.mark.parametrize(
+    ("structure", "sparsity"), [("nm:2:4", None), ("block:4x4", 0.75), ("channel", 0.5), ("unstructured", 0.9)]
+)
+@pytest.mark.parametrize("framework", ["linen", "nnx"])
+def test_structures(digits: Path, tmp_path: Path, structure: str, sparsity: float | None, framework: str):
+    argv = command(digits, tmp_path, "--method", "random", "--structure", structure, "--framework", framework)
+    at = argv.index("--sparsity")
+    job, (run, *_) = job_of(argv[:at] + argv[at + 2 :] + ([] if sparsity is None else ["--sparsity", str(sparsity)]))
+    params = job.task.init(jax.random.key(0))
+    masks = jp.get_masks(image_classification.optimizer_of(job, run, params).init(params))
+    counts = jp.summary(params, masks, where=job.plan.where)
+    assert counts.pruned.sparsity == pytest.approx(sparsity or 0.5, abs=0.03)
+    dense = {row.path for row in counts.rows if row.sparsity == 0 and row.path.endswith("kernel")}
+    assert dense == ({"conv_0/kernel", "head/kernel"} if structure == "channel" else {"conv_0/kernel"})
 
 
 def test_seeds_share_a_compiled_step_and_nothing_else(digits: Path, tmp_path: Path):
@@ -278,7 +319,7 @@ def test_stopped_and_resumed_gives_the_same_bits(digits: Path, tmp_path: Path, f
     assert again["runs"] == resumed["runs"]
 
 
-def test_killed_and_resumed_gives_the_same_bits(digits: Path, tmp_path: Path):
+def test_killed_and_resumed_gives_the_same_bits(digits: Path, tmp_path: Path, compiled: Path):
     more = ["--method", "rigl", "--checkpoint-every", "2"]
     whole = image_classification.main(command(digits, tmp_path / "a", *more, "--steps", "60"))
     argv = command(digits, tmp_path / "b", *more, "--steps", "60", "--resume")
