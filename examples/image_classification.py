@@ -56,6 +56,19 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Compiled:
+    """The compiled functions of a method and sparsity, shared by its seeds.
+
+    Attributes:
+      init: parameters, a key and a batch to the first state.
+      advance: runs a number of steps.
+    """
+
+    init: Callable[..., training.TrainState]
+    advance: training.Advance
+
+
+@dataclass(frozen=True)
 class Job:
     """What all runs of a comparison share."""
 
@@ -147,17 +160,36 @@ def make_job(args: argparse.Namespace, should_stop: Callable[[], bool]) -> Job:
     return Job(task, plan, recipe, args.steps_per_call, args.checkpoint_every, folder, should_stop)
 
 
-def optimizer_of(job: Job, run: Run, params: PyTree) -> Any:
-    """The optimiser of a run, a function of the run alone."""
-    key = jax.random.fold_in(jax.random.key(run.seed), 1)
-    gradients = None
-    if run.method in methods.NEEDS_GRADIENTS:
-        x, y = job.task.feed.first_batch(batch_key(run))
-        gradients = jax.grad(lambda p: training.mean_loss(job.task.apply, p, x, y))(params)
+def optimizer_of(job: Job, run: Run, key: jax.Array, gradients: PyTree = None) -> Any:
+    """The optimiser of a method and sparsity; what is random comes from `key`."""
     fixed = methods.fixed_sparsity(job.plan.structure)
     sparsity = None if fixed is not None else run.sparsity
     inner = tasks.make_inner(job.recipe, job.plan.steps, job.recipe.learning_rate)
     return methods.make_optimizer(run.method, inner, sparsity, job.plan, key, gradients)
+
+
+def compile_run(job: Job, run: Run) -> Compiled:
+    """Makes the compiled functions of a method and sparsity."""
+
+    def loss_of(params: PyTree, x: jax.Array, y: jax.Array) -> jax.Array:
+        return training.mean_loss(job.task.apply, params, x, y)
+
+    @jax.jit
+    def init(params: PyTree, key: jax.Array, x: jax.Array, y: jax.Array) -> training.TrainState:
+        needs = run.method in methods.NEEDS_GRADIENTS
+        gradients = jax.grad(loss_of)(params, x, y) if needs else None
+        return training.TrainState(params, optimizer_of(job, run, key, gradients).init(params))
+
+    # Only `init` uses the key that an optimiser was made with; afterwards it is in the state.
+    update = training.make_update(job.task.apply, optimizer_of(job, run, jax.random.key(0)), run.method != "dense")
+    return Compiled(init, job.task.feed.advance(update))
+
+
+def first_state(job: Job, run: Run, compiled: Compiled) -> training.TrainState:
+    """The state before step 0, a function of the run alone."""
+    params = job.task.init(jax.random.fold_in(jax.random.key(run.seed), 0))
+    key = jax.random.fold_in(jax.random.key(run.seed), 1)
+    return compiled.init(params, key, *job.task.feed.first_batch(batch_key(run)))
 
 
 def batch_key(run: Run) -> jax.Array:
@@ -166,15 +198,14 @@ def batch_key(run: Run) -> jax.Array:
 
 
 def execute(
-    job: Job, run: Run, compiled: dict[Any, training.Advance], progress: Progress, bar: TaskID
+    job: Job, run: Run, compiled: dict[Any, Compiled], progress: Progress, bar: TaskID
 ) -> dict[str, Any] | None:
     """Trains one run from its last checkpoint.
 
     Args:
       job: what the runs share.
       run: which one.
-      compiled: training functions by method and sparsity, shared by the seeds: random choices are
-        made from keys in the optimiser state, so one compiled function serves them all.
+      compiled: functions by method and sparsity; what is missing is added.
       progress: the progress display.
       bar: its bar.
 
@@ -188,16 +219,12 @@ def execute(
             progress.advance(bar, job.plan.steps)
             return saved
         pruned = run.method != "dense"
-        params = job.task.init(jax.random.fold_in(jax.random.key(run.seed), 0))
-        optimizer = optimizer_of(job, run, params)
-        state = training.TrainState(params, jax.jit(optimizer.init)(params))
-        start = 0
+        functions = compiled.get((run.method, run.sparsity))
+        if functions is None:
+            functions = compiled[run.method, run.sparsity] = compile_run(job, run)
+        start, state = 0, first_state(job, run, functions)
         if store is not None:
             start, state = store.restore(state)
-        advance = compiled.get((run.method, run.sparsity))
-        if advance is None:
-            update = training.make_update(job.task.apply, optimizer, pruned)
-            advance = compiled[run.method, run.sparsity] = job.task.feed.advance(update)
         clock, seen = training.Clock([], set()), start
         last_loss = float("nan")
         progress.advance(bar, start)
@@ -212,7 +239,7 @@ def execute(
             return job.should_stop()
 
         state, done = training.train(
-            advance,
+            functions.advance,
             state,
             batch_key(run),
             start=start,
@@ -296,7 +323,7 @@ def main(argv: Sequence[str] | None = None, should_stop: Callable[[], bool] | No
         job = make_job(args, lambda: interrupted() or bool(should_stop and should_stop()))
         console.print(f"{args.dataset} from {job.task.source}", soft_wrap=True)
         runs = plan_runs(args)
-        compiled: dict[Any, training.Advance] = {}
+        compiled: dict[Any, Compiled] = {}
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

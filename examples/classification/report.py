@@ -56,18 +56,18 @@ def aggregate(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def print_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Prints the table and what its figures do not mean."""
-    several = any(row["accuracy_spread"] is not None for row in rows)
-    table = Table(title="Accuracy at the same number of steps")
-    table.add_column("method")
-    columns = (
-        "test accuracy % (mean ± std over seeds)" if several else "test accuracy %",
-        "zeros in prunable leaves %",
-        "zeros in whole model %",
-        "kept weights",
-        "step ms, median (measured)",
+    seeds = max(len(row["seeds"]) for row in rows)
+    accuracy = "on test images" + (f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else "")
+    table = Table(
+        title="Accuracy at the same number of steps",
+        caption=(
+            f"Accuracy {accuracy}. Zeros in the leaves that may be pruned, and in the whole model of "
+            f"{rows[0]['weights']:,} weights. Step time: median, measured."
+        ),
     )
-    for column in columns:
-        table.add_column(column, justify="right")
+    table.add_column("method", no_wrap=True)
+    for column in ("accuracy %", "zeros %\nprunable", "zeros %\nmodel", "kept", "step ms\nmeasured"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         spread, step_ms = row["accuracy_spread"], row["step_ms_measured"]
         table.add_row(
@@ -75,7 +75,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
             f"{100 * row['accuracy_mean']:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}"),
             f"{100 * row['sparsity_prunable']:.2f}",
             f"{100 * row['sparsity_whole_model']:.2f}",
-            f"{row['kept_weights']:,} of {row['weights']:,}",
+            f"{row['kept_weights']:,}",
             "-" if step_ms is None else f"{step_ms:.1f}",
         )
     console.print(table)

@@ -137,8 +137,9 @@ def _linen(model: str, shape: tuple[int, int, int], classes: int) -> tuple[Calla
     else:
         module = resnet.ResNet(classes)
 
+    @jax.jit
     def init(key: jax.Array) -> PyTree:
-        return jax.jit(module.init)(key, jnp.zeros((1, *shape)))["params"]
+        return module.init(key, jnp.zeros((1, *shape)))["params"]
 
     def apply(params: PyTree, x: jax.Array) -> jax.Array:
         return module.apply({"params": params}, x)  # pyright: ignore[reportReturnType]
@@ -153,10 +154,15 @@ def _nnx(model: str, shape: tuple[int, int, int], classes: int) -> tuple[Callabl
     def fresh(key: jax.Array) -> cnn.NNXCNN:
         return cnn.NNXCNN(shape, classes, nnx.Rngs(key))
 
-    graph = nnx.graphdef(nnx.eval_shape(lambda: fresh(jax.random.key(0))))
+    def is_variable(node: Any) -> bool:
+        return isinstance(node, nnx.Variable)
 
+    @jax.jit
     def init(key: jax.Array) -> PyTree:
-        return jax.jit(lambda key: nnx.pure(nnx.state(fresh(key), nnx.Param)))(key)
+        state = nnx.state(fresh(key), nnx.Param)
+        return jax.tree.map(lambda variable: variable.get_value(), state, is_leaf=is_variable)
+
+    graph = nnx.graphdef(nnx.eval_shape(lambda: fresh(jax.random.key(0))))
 
     def apply(params: PyTree, x: jax.Array) -> jax.Array:
         return nnx.merge(graph, params)(x)

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
-# Everything but the first convolution may be pruned: it holds a fraction of a percent of the
-# weights, and every feature depends on them (the custom of RigL and its successors).
-PRUNABLE = r"(conv_[1-9]|dense|head)/kernel"
+# The first convolution and the output layer stay dense, a usual choice: together they hold 0.7 % of the weights, every
+# feature depends on the one, and at 98 % sparsity the other would keep 13 weights for ten classes. Measured with twice
+# the hidden width and so 26 of them: the accuracy of random and of RigL then varies by 6 to 9 points between seeds.
+PRUNABLE = r"(conv_[1-9]|dense)/kernel"
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
@@ -41,7 +42,7 @@ class LinenCNN(nn.Module):
 
     classes: int
     features: Sequence[int] = (16, 32)
-    hidden: int = 128
+    hidden: int = 64
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -61,7 +62,7 @@ class NNXCNN(nnx.Module):
         classes: int,
         rngs: nnx.Rngs,
         features: tuple[int, int] = (16, 32),
-        hidden: int = 128,
+        hidden: int = 64,
     ) -> None:
         """Initialises the parameters.
 
