@@ -169,13 +169,13 @@ def _holders(state: Any) -> list[Any]:
     return found
 
 
-def _unwrap(masks: PyTree) -> PyTree:
-    """Takes arrays out of the variables in which NNX stores an optimiser state."""
+def _unwrap(tree: PyTree) -> PyTree:
+    """Takes arrays out of the variables in which NNX stores parameters and optimiser states."""
+    return jax.tree.map(lambda node: node.get_value() if _is_boxed(node) else node, tree, is_leaf=_is_boxed)
 
-    def boxed(node: Any) -> bool:
-        return hasattr(node, "get_value") and hasattr(node, "set_value")
 
-    return jax.tree.map(lambda node: node.get_value() if boxed(node) else node, masks, is_leaf=boxed)
+def _is_boxed(node: Any) -> bool:
+    return hasattr(node, "get_value") and hasattr(node, "set_value")
 
 
 def _is_hidden(node: Any) -> bool:
@@ -198,6 +198,8 @@ def _fit(masks: PyTree, params: PyTree) -> PyTree:
         return masks_.unpack([m], [p])[0] if m.dtype == jnp.uint8 else m
 
     try:
-        return jax.tree.map(one, masks, params, is_leaf=_is_hidden)
+        # Parameters may be NNX variables, which the masks were taken out of: fit array to array, then put them back.
+        fitted = jax.tree.map(one, masks, _unwrap(params), is_leaf=_is_hidden)
+        return jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(fitted))
     except ValueError as error:
         raise ValueError(f"the masks in this optimiser state do not belong to these parameters: {error}") from error
