@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from jaxprune import _sharding, trees
 from jaxprune import scores as scores_
+from jaxprune._counts import check_sparsity, is_traced
 from jaxprune.allocation import Allocation, Units, explicit, uniform
-from jaxprune.allocation._units import check_sparsity, is_traced
 from jaxprune.scores import Score
 from jaxprune.structures import NM, Structure, Unstructured
 from jaxprune.trees import PyTree, Where
@@ -93,7 +93,7 @@ def compute_masks(
     named = trees.leaves_with_paths(params)
     treedef = jax.tree.structure(params)
     picked = [i for i, c in enumerate(chosen) if c]
-    matched = _match_rules(rules, [named[i][0] for i in picked])
+    matched = match_rules(rules, [named[i][0] for i in picked])
     share: Any = allocation if callable(allocation) else explicit(allocation)
     plan = _plan(named, picked, matched, structure, share, params, sparsity)
 
@@ -127,7 +127,8 @@ def compute_masks(
     return jax.tree.unflatten(treedef, result)
 
 
-def _match_rules(rules: Sequence[Rule], paths: Sequence[str]) -> list[Rule | None]:
+def match_rules(rules: Sequence[Rule], paths: Sequence[str]) -> list[Rule | None]:
+    """The rule of each path, or None; raises for a rule that is the first match of no path."""
     compiled = [(rule, trees.compile_pattern(rule.pattern)) for rule in rules]
     matched = [next((rule for rule, c in compiled if c.fullmatch(path)), None) for path in paths]
     used = {id(rule) for rule in matched}

@@ -50,9 +50,11 @@ def top_k_mask(
       >>> top_k_mask(jnp.array([0.1, 3.0, 2.0, 2.0]), 2).tolist()
       [False, True, True, False]
     """
-    return top_k_masks([scores], k, among=None if among is None else [among], first=None if first is None else [first])[
-        0
-    ]
+
+    def alone(flags: jax.Array | None) -> list[jax.Array] | None:
+        return None if flags is None else [flags]
+
+    return top_k_masks([scores], k, among=alone(among), first=alone(first))[0]
 
 
 def top_k_masks(
@@ -152,6 +154,7 @@ def row_top_k_mask(scores: jax.Array, k: int) -> jax.Array:
     return row_top_k_of_keys(order_keys(scores), k)
 
 
+@functools.partial(jax.jit, static_argnames="k")
 def row_top_k_of_keys(keys: jax.Array, k: int) -> jax.Array:
     """Like `row_top_k_mask`, of integer keys."""
     n = keys.shape[-1]

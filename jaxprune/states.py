@@ -1,6 +1,6 @@
-"""Reading masks out of optimiser states, however deep they are nested."""
+"""The states that hold masks, and reading masks out of them, however deep they are nested."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,33 @@ from jaxprune import masks as masks_
 from jaxprune import trees
 from jaxprune.trees import PyTree
 
-_HOLDERS = ("SparsifyState", "KeepMasksState")
+
+class SparsifyState(NamedTuple):
+    """State of `sparsify`.
+
+    Attributes:
+      masks: bool arrays shaped like the parameters, or their packed form.
+      step: int32 number of updates.
+      key: PRNG key, or None.
+      pruner_state: what the pruner carries along.
+      inner_state: state of the inner optimiser.
+    """
+
+    masks: PyTree
+    step: jax.Array
+    key: jax.Array | None
+    pruner_state: Any
+    inner_state: Any
+
+
+class KeepMasksState(NamedTuple):
+    """State of `keep_masks`.
+
+    Attributes:
+      masks: bool arrays shaped like the parameters.
+    """
+
+    masks: PyTree
 
 
 def get_masks(opt_state: Any, params: PyTree | None = None) -> PyTree:
@@ -145,19 +171,15 @@ def second_moment(opt_state: Any, params: PyTree) -> PyTree | None:
       >>> second_moment(optax.adam(0.1).init(params), params)["w"].tolist()
       [0.0, 0.0]
     """
-    structure = jax.tree.structure(params)
+    structure, shapes = jax.tree.structure(params), [np.shape(p) for p in jax.tree.leaves(params)]
     for _, value in optax.tree_utils.tree_get_all_with_path(opt_state, "nu"):
-        if jax.tree.structure(value) == structure:
-            shapes = [
-                (np.shape(a), np.shape(b)) for a, b in zip(jax.tree.leaves(value), jax.tree.leaves(params), strict=True)
-            ]
-            if all(a == b for a, b in shapes):
-                return value
+        if jax.tree.structure(value) == structure and [np.shape(v) for v in jax.tree.leaves(value)] == shapes:
+            return value
     return None
 
 
 def _is_holder(node: Any) -> bool:
-    return type(node).__name__ in _HOLDERS and hasattr(node, "masks")
+    return isinstance(node, (SparsifyState, KeepMasksState))
 
 
 def _holders(state: Any) -> list[Any]:
@@ -178,28 +200,38 @@ def _is_boxed(node: Any) -> bool:
     return hasattr(node, "get_value") and hasattr(node, "set_value")
 
 
-def _is_hidden(node: Any) -> bool:
+def is_hidden(node: Any) -> bool:
+    """Whether a leaf is hidden from a transformation by `optax.masked` or `optax.partition`."""
     return isinstance(node, optax.MaskedNode)
+
+
+def hide_like(params: PyTree, masks: PyTree) -> PyTree:
+    """Hides in given masks what is hidden in the parameters; Optax's leafless placeholder hides everything."""
+    if not jax.tree.leaves(params):
+        return params
+    if not any(is_hidden(leaf) for leaf in jax.tree.leaves(params, is_leaf=is_hidden)):
+        return masks
+    return jax.tree.map(lambda p, m: p if is_hidden(p) else m, params, masks, is_leaf=is_hidden)
 
 
 def _merge(left: PyTree, right: PyTree) -> PyTree:
     def one(a: Any, b: Any) -> Any:
-        if _is_hidden(a):
+        if is_hidden(a):
             return b
-        return a if _is_hidden(b) else a & b
+        return a if is_hidden(b) else a & b
 
-    return jax.tree.map(one, left, right, is_leaf=_is_hidden)
+    return jax.tree.map(one, left, right, is_leaf=is_hidden)
 
 
 def _fit(masks: PyTree, params: PyTree) -> PyTree:
     def one(m: Any, p: Any) -> Any:
-        if _is_hidden(m):
+        if is_hidden(m):
             return jax.tree.map(lambda leaf: jnp.ones_like(leaf, dtype=bool), p)
         return masks_.unpack([m], [p])[0] if m.dtype == jnp.uint8 else m
 
     try:
         # Parameters may be NNX variables, which the masks were taken out of: fit array to array, then put them back.
-        fitted = jax.tree.map(one, masks, _unwrap(params), is_leaf=_is_hidden)
+        fitted = jax.tree.map(one, masks, _unwrap(params), is_leaf=is_hidden)
         return jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(fitted))
     except ValueError as error:
         raise ValueError(f"the masks in this optimiser state do not belong to these parameters: {error}") from error

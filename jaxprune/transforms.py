@@ -5,7 +5,7 @@ Zeros are enforced by the update itself: where a weight is pruned the update is 
 updates follows; `check_masks` finds that.
 """
 
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,36 +15,8 @@ from jaxprune import masks as masks_
 from jaxprune import trees
 from jaxprune._dtypes import widest
 from jaxprune.pruners import Context, Pruner
-from jaxprune.states import second_moment
+from jaxprune.states import KeepMasksState, SparsifyState, hide_like, is_hidden, second_moment
 from jaxprune.trees import PyTree
-
-
-class SparsifyState(NamedTuple):
-    """State of `sparsify`.
-
-    Attributes:
-      masks: bool arrays shaped like the parameters, or their packed form.
-      step: int32 number of updates.
-      key: PRNG key, or None.
-      pruner_state: what the pruner carries along.
-      inner_state: state of the inner optimiser.
-    """
-
-    masks: PyTree
-    step: jax.Array
-    key: jax.Array | None
-    pruner_state: Any
-    inner_state: Any
-
-
-class KeepMasksState(NamedTuple):
-    """State of `keep_masks`.
-
-    Attributes:
-      masks: bool arrays shaped like the parameters.
-    """
-
-    masks: PyTree
 
 
 def sparsify(
@@ -58,7 +30,8 @@ def sparsify(
 
     At each update: masks move if they are due, from the raw gradients; gradients are masked; moments of pruned and
     grown weights are put to their initial values; the inner optimiser updates; pruned weights get the update `-p`.
-    Parameters are first zeroed by the first update; to start from zeros use `jp.sparse_params(params, state)`.
+    Parameters are first zeroed by the first update; to start from zeros use `jp.sparse_params(params, state)`. A weight
+    that is NaN or infinite when it is pruned cannot be zeroed by adding an update: only `jp.sparse_params` does that.
 
     It must be the last link that touches updates: put clipping, schedules and the like inside.
 
@@ -87,8 +60,18 @@ def sparsify(
         raise TypeError(f"pruner={pruner!r} is no Pruner; make one, as with jp.pruners.gmp(0.9, begin=0, end=1000).")
     inner = optax.with_extra_args_support(inner)
 
-    def stored(masks: PyTree) -> PyTree:
-        return masks_.pack(masks) if pack_masks else masks
+    def stored(masks: PyTree, pruner_state: Any) -> tuple[PyTree, Any]:
+        if not pack_masks:
+            return masks, pruner_state
+        return masks_.pack(masks), masks_.pack(pruner_state) if pruner.masks_in_state else pruner_state
+
+    def loaded(state: SparsifyState, params: PyTree) -> tuple[PyTree, Any]:
+        if not pack_masks:
+            return state.masks, state.pruner_state
+        pruner_state = state.pruner_state
+        return masks_.unpack(state.masks, params), (
+            masks_.unpack(pruner_state, params) if pruner.masks_in_state else pruner_state
+        )
 
     def init_fn(params: PyTree) -> SparsifyState:
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
@@ -98,14 +81,15 @@ def sparsify(
         if jax.tree.leaves(params):
             masks = masks_.full_masks(masks, params)
         own_key = None if key is None else jax.random.clone(key)
-        return SparsifyState(stored(masks), jnp.zeros((), jnp.int32), own_key, pruner_state, inner.init(params))
+        kept, pruner_state = stored(masks, pruner_state)
+        return SparsifyState(kept, jnp.zeros((), jnp.int32), own_key, pruner_state, inner.init(params))
 
     def update_fn(
         updates: PyTree, state: SparsifyState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SparsifyState]:
         params = _require_params(params, "sparsify")
-        masks = masks_.unpack(state.masks, params) if pack_masks else state.masks
-        pruner_state, inner_state = state.pruner_state, state.inner_state
+        masks, pruner_state = loaded(state, params)
+        inner_state = state.inner_state
         step_key = None if state.key is None else jax.random.fold_in(state.key, state.step + 1)
         context = Context(state.step, params, updates, step_key, second_moment(state.inner_state, params))
         if pruner.accumulate is not None:
@@ -145,7 +129,8 @@ def sparsify(
             after = optax.apply_updates(cast(Any, params), out)
             masks, pruner_state, inner_state = refresh(context._replace(params=after), inner_state)
         step = optax.safe_increment(state.step)
-        return out, SparsifyState(stored(masks), cast(jax.Array, step), state.key, pruner_state, inner_state)
+        kept, pruner_state = stored(masks, pruner_state)
+        return out, SparsifyState(kept, cast(jax.Array, step), state.key, pruner_state, inner_state)
 
     return optax.GradientTransformationExtraArgs(cast(Any, init_fn), cast(Any, update_fn))
 
@@ -175,11 +160,9 @@ def keep_masks(masks: PyTree) -> optax.GradientTransformationExtraArgs:
     """
 
     def init_fn(params: PyTree) -> KeepMasksState:
-        if not jax.tree.leaves(params):
-            return KeepMasksState(params)
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
             return jax.eval_shape(init_fn, params)
-        mine = _hide_like(params, masks)
+        mine = hide_like(params, masks)
         masks_.check_masks_fit(mine, params)
         return KeepMasksState(masks_.full_masks(mine, params))
 
@@ -218,7 +201,7 @@ def reset_moments(inner: optax.GradientTransformation, state: Any, params: PyTre
 
     try:
         where = optax.tree_utils.tree_map_params(
-            inner, matching, state, changed, transform_non_params=lambda s: keep, is_leaf=_is_hidden
+            inner, matching, state, changed, transform_non_params=lambda s: keep, is_leaf=is_hidden
         )
     except IndexError:
         # The line searches of Optax cannot be initialised with its own placeholder: go by structure instead.
@@ -247,17 +230,6 @@ def _zeroing(updates: PyTree, masks: PyTree, params: PyTree) -> PyTree:
         return jnp.where(m, u.astype(dtype), -p.astype(dtype))
 
     return jax.tree.map(one, updates, masks, params)
-
-
-def _hide_like(params: PyTree, masks: PyTree) -> PyTree:
-    """Hides what `optax.masked` and `optax.partition` hide from this transformation."""
-    if not any(_is_hidden(leaf) for leaf in jax.tree.leaves(params, is_leaf=_is_hidden)):
-        return masks
-    return jax.tree.map(lambda p, m: p if _is_hidden(p) else m, params, masks, is_leaf=_is_hidden)
-
-
-def _is_hidden(leaf: Any) -> bool:
-    return isinstance(leaf, optax.MaskedNode)
 
 
 def _require_params(params: PyTree | None, name: str) -> Any:

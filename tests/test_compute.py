@@ -85,8 +85,7 @@ def test_traced_sparsity_is_one_program_and_meets_the_budget(name):
         return jp.compute_masks(p, sparsity, allocation=ALLOCATIONS[name])
 
     for sparsity in (0.1, 0.5, 0.9):
-        with jax.numpy_dtype_promotion("standard"):
-            masks = make(params, jnp.float32(sparsity))
+        masks = make(params, jnp.float32(sparsity))
         assert abs(kept(masks) - round((1 - sparsity) * total(params))) <= 1
     assert len(traces) == 1
 

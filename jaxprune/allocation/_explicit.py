@@ -7,8 +7,9 @@ from typing import Any
 import jax
 
 from jaxprune import trees
+from jaxprune._counts import check_sparsity
 from jaxprune.allocation._layerwise import uniform
-from jaxprune.allocation._units import Units, check_sparsity
+from jaxprune.allocation._units import Units
 
 
 @dataclasses.dataclass(frozen=True)

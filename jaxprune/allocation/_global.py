@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import selection
+from jaxprune._counts import kept, scaled
 from jaxprune._dtypes import at_least_float32
 from jaxprune.allocation._layerwise import check_bounds
-from jaxprune.allocation._units import Units, kept, scaled
+from jaxprune.allocation._units import Units
 from jaxprune.scores._lamp import layer_adaptive
 
 

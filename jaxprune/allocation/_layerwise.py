@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import selection
-from jaxprune.allocation._units import Units, is_traced, kept, scaled
+from jaxprune._counts import is_traced, kept, scaled
+from jaxprune.allocation._units import Units
 
 
 @dataclasses.dataclass(frozen=True)

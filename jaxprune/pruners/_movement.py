@@ -20,13 +20,12 @@ def movement(
     begin: int,
     end: int,
     every: int = 1,
-    learning_rate: float = 1.0,
     structure: Structure = Unstructured(),
     allocation: Any = uniform,
     where: Where = None,
     rules: Sequence[Rule] = (),
 ) -> Pruner:
-    r"""Hard movement pruning: keeps the top scores `S`, with `S <- S - learning_rate * g w` at every step.
+    r"""Hard movement pruning: keeps the top scores `S`, with `S <- S - g w` at every step.
 
     Take the gradient at `jp.sparse_params(params, opt_state)`: pruned weights keep their values, their scores go on
     learning, and they can come back. The scores cost four bytes a weight.
@@ -36,7 +35,6 @@ def movement(
       begin: step of the first mask update.
       end: step of the last one, which meets the target exactly.
       every: steps between updates.
-      learning_rate: scale of the score steps; it does not change which scores are highest.
       structure: which weights go together.
       allocation: how the sparsity is shared.
       where: which parameters may be pruned.
@@ -78,7 +76,7 @@ def movement(
         init,
         plan.is_update,
         update,
-        accumulate=lambda state, context: _accumulate(state, context, learning_rate, 0.0),
+        accumulate=lambda state, context: _accumulate(state, context, 1.0, 0.0),
         moves=False,
         dense_parameters=True,
     )

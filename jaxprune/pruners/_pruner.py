@@ -11,10 +11,12 @@ from jaxprune import masks as masks_
 from jaxprune import scores as scores_
 from jaxprune import trees
 from jaxprune.allocation import uniform
-from jaxprune.compute import Rule, compute_masks
+from jaxprune.compute import Rule, compute_masks, match_rules
 from jaxprune.scores import Score
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.trees import PyTree, Where
+
+_SCORES_WITHOUT_GRADIENTS = (scores_.magnitude, scores_.random, scores_.lamp)
 
 
 class Context(NamedTuple):
@@ -49,6 +51,7 @@ class Pruner(NamedTuple):
       dense_gradients: all weights learn, pruned ones too (straight-through).
       dense_parameters: pruned weights keep their values; the forward pass must use `jp.sparse_params`.
       after_step: masks are made from the parameters after the step instead of before.
+      masks_in_state: the state is a second mask tree, and is packed as the masks are.
 
     Example:
       >>> Pruner(init=lambda params, key: (params, ()), is_update=lambda step: step < 0,
@@ -66,6 +69,7 @@ class Pruner(NamedTuple):
     dense_gradients: bool = False
     dense_parameters: bool = False
     after_step: bool = False
+    masks_in_state: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +91,12 @@ class MaskSettings:
         grads: PyTree | None = None,
         key: jax.Array | None = None,
         stats: PyTree | None = None,
-        score: Score | None = None,
     ) -> PyTree:
         """Full-shape masks of the current parameters."""
         made = compute_masks(
             params,
             self.sparsity,
-            score=self.score if score is None else score,
+            score=self.score,
             structure=self.structure,
             allocation=self.allocation,
             where=self.where,
@@ -107,19 +110,18 @@ class MaskSettings:
 
     def check(self, params: PyTree) -> None:
         """Raises now, at initialisation, what the first mask update would raise many steps later."""
-        abstract = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
-        jax.eval_shape(
-            lambda p: compute_masks(
-                p,
-                self.sparsity,
-                score=lambda params, **_: params,
-                structure=self.structure,
-                allocation=self.allocation,
-                where=self.where,
-                rules=self.rules,
-            ),
-            abstract,
-        )
+        # Only shapes count here, so no score runs: a real one may need gradients, which there are none of yet.
+        rules = tuple(dataclasses.replace(rule, score=None) for rule in self.rules)
+        settings = dataclasses.replace(self, score=lambda params, **_: params, rules=rules)
+        jax.eval_shape(settings.masks, jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params))
+
+    def at_start(self, params: PyTree, progress: jax.Array | None, key: jax.Array | None) -> PyTree:
+        """Masks at initialisation: of the weights, or dense where a score may need gradients."""
+        self.check(params)
+        used = [self.score, *(rule.score for rule in self.rules if rule.score is not None)]
+        if any(score not in _SCORES_WITHOUT_GRADIENTS for score in used):
+            return dense_masks(params, self.where)
+        return self.masks(params, progress, key=key)
 
     def from_context(self, context: Context, progress: jax.Array | None = None) -> PyTree:
         """Full-shape masks at a mask update."""
@@ -127,10 +129,11 @@ class MaskSettings:
 
     def structures(self, params: PyTree) -> list[Structure | None]:
         """The structure of each leaf; None where it is not pruned."""
-        forms: list[Structure | None] = []
         chosen = jax.tree.leaves(trees.resolve_where(self.where, params))
-        for path, c in zip(trees.paths(params), chosen, strict=True):
-            rule = next((r for r in self.rules if trees.compile_pattern(r.pattern).fullmatch(path)), None)
+        matched = iter(match_rules(self.rules, [p for p, c in zip(trees.paths(params), chosen, strict=True) if c]))
+        forms: list[Structure | None] = []
+        for c in chosen:
+            rule = next(matched) if c else None
             own = rule.structure if rule is not None else None
             forms.append((own or self.structure) if c else None)
         return forms

@@ -12,6 +12,7 @@ from jaxprune.allocation import uniform
 from jaxprune.compute import Rule
 from jaxprune.pruners._pruner import Context, MaskSettings, Pruner
 from jaxprune.scores import Score
+from jaxprune.states import hide_like
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.trees import PyTree, Where
 
@@ -69,8 +70,9 @@ def static(
 
     def init(params: PyTree, key: jax.Array | None) -> tuple[PyTree, Any]:
         if masks is not None:
-            masks_.check_masks_fit(masks, params)
-            return masks, ()
+            mine = hide_like(params, masks)
+            masks_.check_masks_fit(mine, params)
+            return mine, ()
         if rounds == 1:
             return settings.masks(params, grads=grads, key=key), ()
         if not isinstance(sparsity, (int, float)):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxprune import schedules, scores
 from jaxprune.allocation import uniform
 from jaxprune.compute import Rule
-from jaxprune.pruners._pruner import Context, MaskSettings, Pruner
+from jaxprune.pruners._pruner import Context, MaskSettings, Pruner, dense_masks
 from jaxprune.scores import Score
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.trees import PyTree, Where
@@ -37,7 +37,7 @@ def ste(
       begin: step of the first mask update; masks keep everything before.
       end: step at which a cubic ramp meets the target; `begin` by default (no ramp).
       every: steps between mask updates.
-      score: what is masked first (lowest).
+      score: what is masked first (lowest); one that needs gradients leaves all dense until the first update.
       structure: which weights go together.
       allocation: how the sparsity is shared.
       where: which parameters may be pruned.
@@ -83,7 +83,7 @@ def sr_ste(
       begin: step of the first mask update.
       end: step at which a cubic ramp meets the target; `begin` by default.
       every: steps between mask updates.
-      score: what is masked first (lowest).
+      score: what is masked first (lowest); one that needs gradients leaves all dense until the first update.
       structure: which weights go together.
       allocation: how the sparsity is shared.
       where: which parameters may be pruned.
@@ -125,10 +125,10 @@ def _straight_through(
     plan = schedules.cubic(begin, begin if end is None else end, every)
 
     def init(params: PyTree, key: jax.Array | None) -> tuple[PyTree, Any]:
-        settings.check(params)
-        if begin > 0 or score is not scores.magnitude:
-            return jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params), ()
-        return settings.masks(params, plan(0), key=key), ()
+        if begin > 0:
+            settings.check(params)
+            return dense_masks(params, where), ()
+        return settings.at_start(params, plan(0), key), ()
 
     def update(masks: PyTree, state: Any, context: Context) -> tuple[PyTree, Any]:
         del masks

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import scores
+from jaxprune._counts import check_sparsity
 from jaxprune.allocation import uniform
-from jaxprune.allocation._units import check_sparsity
 from jaxprune.compute import Rule
 from jaxprune.pruners._pruner import Context, MaskSettings, Pruner
 from jaxprune.schedules import Schedule
@@ -42,7 +42,7 @@ def top_kast(
       penalty: strength of the exploration penalty.
       every: steps between mask updates.
       end: last step of a mask update; None goes on for ever.
-      score: what is masked first (lowest).
+      score: what is masked first (lowest); one that needs gradients leaves all dense until the first update.
       structure: which weights go together; not N:M, whose pattern fixes one sparsity.
       allocation: how the sparsity is shared.
       where: which parameters may be pruned.
@@ -79,7 +79,7 @@ def top_kast(
     backward = MaskSettings(backward_sparsity, score, structure, allocation, where, rules)
 
     def init(params: PyTree, key: jax.Array | None) -> tuple[PyTree, Any]:
-        return forward.masks(params, key=key), backward.masks(params, key=key)
+        return forward.at_start(params, None, key), backward.at_start(params, None, key)
 
     def update(masks: PyTree, state: Any, context: Context) -> tuple[PyTree, Any]:
         del masks, state
@@ -107,4 +107,5 @@ def top_kast(
         moves=False,
         dense_parameters=True,
         after_step=True,
+        masks_in_state=True,
     )

@@ -14,6 +14,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import jaxprune as jp
+from jaxprune.states import SparsifyState
 
 TARGET = 0.75
 KERNEL_SIZE = 128
@@ -275,7 +276,7 @@ TRAIN = {"plain": train, "TrainState": train_flax, "nnx": train_nnx}
 
 
 def is_sparsify(node: Any) -> bool:
-    return type(node).__name__ == "SparsifyState"
+    return isinstance(node, SparsifyState)
 
 
 def sparsify_state(state: Any) -> Any:

@@ -1,0 +1,65 @@
+"""The start of training: scores that need gradients, masks that are given to a part of the parameters, packing."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import jaxprune as jp
+
+PARAMS = {name: jax.random.normal(jax.random.key(i), (8, 16)) for i, name in enumerate("ab")}
+GRADS = jax.tree.map(jnp.cos, PARAMS)
+RULES = [jp.Rule(pattern="a", score=jp.scores.saliency)]
+SALIENCY: dict[str, Callable[[], jp.Pruner]] = {
+    "gmp, in a rule": lambda: jp.pruners.gmp(0.5, begin=0, end=0, rules=RULES),
+    "granet, in a rule": lambda: jp.pruners.granet(0.5, begin=0, end=0, drop_fraction=0.0, rules=RULES),
+    "acdc, in a rule": lambda: jp.pruners.acdc(0.5, begin=0, end=0, every=1, rules=RULES),
+    "ste": lambda: jp.pruners.ste(0.5, score=jp.scores.saliency),
+    "ste, in a rule": lambda: jp.pruners.ste(0.5, rules=RULES),
+    "top_kast": lambda: jp.pruners.top_kast(0.5, backward_sparsity=0.25, score=jp.scores.saliency),
+}
+
+
+@pytest.mark.parametrize("name", SALIENCY)
+def test_scores_that_need_gradients_get_them_at_the_first_update(name: str) -> None:
+    tx = jp.sparsify(optax.sgd(0.0), SALIENCY[name]())
+    start = tx.init(PARAMS)
+    assert jp.sparsity(jp.get_masks(start), PARAMS) == 0.0
+
+    _, state = tx.update(GRADS, start, PARAMS)
+
+    masks = jp.get_masks(state)
+    expected = jp.compute_masks({"a": PARAMS["a"]}, 0.5, score=jp.scores.saliency, grads={"a": GRADS["a"]})
+    assert jp.sparsity(masks, PARAMS) == 0.5
+    assert bool((masks["a"] == expected["a"]).all())
+
+
+@pytest.mark.parametrize("make", [jp.keep_masks, lambda m: jp.sparsify(optax.sgd(0.1), jp.pruners.static(masks=m))])
+def test_given_masks_reach_the_part_of_a_partition(
+    make: Callable[[dict[str, jax.Array]], optax.GradientTransformation],
+) -> None:
+    given = {"a": jnp.ones((8, 16), bool).at[0].set(False), "b": jnp.ones((8, 16), bool)}
+    tx = optax.partition({"pruned": make(given), "free": optax.sgd(0.1)}, {"a": "pruned", "b": "free"})
+    state = tx.init(PARAMS)
+    updates, state = tx.update(GRADS, state, PARAMS)
+
+    new = optax.apply_updates(PARAMS, updates)
+    assert bool((new["a"][0] == 0).all()) and bool((new["b"] != 0).all())
+    assert jax.tree.structure(optax.tree_utils.tree_map_params(tx, lambda x: x, state)) == jax.tree.structure(state)
+
+
+def test_both_masks_of_top_kast_are_packed_and_learn_the_same() -> None:
+    pruner = jp.pruners.top_kast(0.75, backward_sparsity=0.5)
+    states, params = {}, {}
+    for packed in (False, True):
+        tx = jp.sparsify(optax.sgd(0.1), pruner, pack_masks=packed)
+        states[packed] = tx.init(PARAMS)
+        updates, states[packed] = tx.update(GRADS, states[packed], PARAMS)
+        params[packed] = optax.apply_updates(PARAMS, updates)
+
+    weights = sum(p.size for p in jax.tree.leaves(PARAMS))
+    masks = (states[True].masks, states[True].pruner_state)
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(masks)) == weights // 4
+    assert all(bool((params[False][n] == params[True][n]).all()) for n in PARAMS)
