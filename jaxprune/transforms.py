@@ -13,6 +13,7 @@ import optax
 
 from jaxprune import masks as masks_
 from jaxprune import trees
+from jaxprune._conditional import cond_by_part
 from jaxprune._dtypes import widest
 from jaxprune.pruners import Context, Pruner
 from jaxprune.states import KeepMasksState, SparsifyState, hide_like, is_hidden, second_moment
@@ -61,16 +62,16 @@ def sparsify(
     inner = optax.with_extra_args_support(inner)
 
     def stored(masks: PyTree, pruner_state: Any) -> tuple[PyTree, Any]:
-        if not pack_masks:
-            return masks, pruner_state
-        return masks_.pack(masks), masks_.pack(pruner_state) if pruner.masks_in_state else pruner_state
+        return (
+            masks_.pack(masks) if pack_masks else masks,
+            masks_.pack(pruner_state) if pruner.masks_in_state else pruner_state,
+        )
 
-    def loaded(state: SparsifyState, params: PyTree) -> tuple[PyTree, Any]:
-        if not pack_masks:
-            return state.masks, state.pruner_state
-        pruner_state = state.pruner_state
-        return masks_.unpack(state.masks, params), (
-            masks_.unpack(pruner_state, params) if pruner.masks_in_state else pruner_state
+    def loaded(kept: tuple[PyTree, Any], params: PyTree) -> tuple[PyTree, Any]:
+        masks, pruner_state = kept
+        return (
+            masks_.unpack(masks, params) if pack_masks else masks,
+            masks_.unpack(pruner_state, params) if pruner.masks_in_state else pruner_state,
         )
 
     def init_fn(params: PyTree) -> SparsifyState:
@@ -88,30 +89,29 @@ def sparsify(
         updates: PyTree, state: SparsifyState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SparsifyState]:
         params = _require_params(params, "sparsify")
-        masks, pruner_state = loaded(state, params)
-        inner_state = state.inner_state
+        inner_state, kept = state.inner_state, (state.masks, state.pruner_state)
         step_key = None if state.key is None else jax.random.fold_in(state.key, state.step + 1)
-        context = Context(state.step, params, updates, step_key, second_moment(state.inner_state, params))
+        context = Context(state.step, params, updates, step_key, second_moment(inner_state, params))
         if pruner.accumulate is not None:
-            pruner_state = pruner.accumulate(pruner_state, context)
+            kept = kept[0], pruner.accumulate(kept[1], context)
 
-        def refresh(context: Context, inner_state: Any) -> tuple[PyTree, Any, Any]:
-            def due(masks: PyTree, pruner_state: Any, moments: Any) -> tuple[PyTree, Any, Any]:
-                new, pruner_state = pruner.update(masks, pruner_state, context)
-                if pruner.moves:
-                    changed = jax.tree.map(lambda n, o: ~(n & o), new, masks)
-                    moments = reset_moments(inner, moments, params, changed)
-                return new, pruner_state, moments
+        def refresh(kept: tuple[PyTree, Any], context: Context) -> tuple[PyTree, Any]:
+            def due(kept: tuple[PyTree, Any], context: Context) -> tuple[PyTree, Any]:
+                return stored(*pruner.update(*loaded(kept, params), context))
 
-            # The state enters only where moments may be reset: what passes through a cond is copied.
-            moments = inner_state if pruner.moves else ()
-            new, after, moments = jax.lax.cond(
-                pruner.is_update(state.step), due, lambda *same: same, masks, pruner_state, moments
-            )
-            return new, after, moments if pruner.moves else inner_state
+            return cond_by_part(pruner.is_update(state.step), due, kept, context)
+
+        def reset(inner_state: Any, masks: PyTree) -> Any:
+            # At every step: where nothing was pruned it changes nothing, and it fuses into the update of the moments,
+            # which a condition would copy.
+            if not pruner.moves:
+                return inner_state
+            return reset_moments(inner, inner_state, params, jax.tree.map(jnp.logical_not, masks))
 
         if not pruner.after_step:
-            masks, pruner_state, inner_state = refresh(context, inner_state)
+            kept = refresh(kept, context)
+        masks, pruner_state = loaded(kept, params)
+        inner_state = reset(inner_state, masks)
         backward = pruner.backward(masks, pruner_state) if pruner.backward is not None else masks
         grads = updates
         if pruner.regularize is not None:
@@ -126,11 +126,10 @@ def sparsify(
         elif not pruner.dense_gradients:
             out = _masked(out, backward)
         if pruner.after_step:
-            after = optax.apply_updates(cast(Any, params), out)
-            masks, pruner_state, inner_state = refresh(context._replace(params=after), inner_state)
+            kept = refresh(kept, context._replace(params=optax.apply_updates(cast(Any, params), out)))
+            inner_state = reset(inner_state, loaded(kept, params)[0])
         step = optax.safe_increment(state.step)
-        kept, pruner_state = stored(masks, pruner_state)
-        return out, SparsifyState(kept, cast(jax.Array, step), state.key, pruner_state, inner_state)
+        return out, SparsifyState(kept[0], cast(jax.Array, step), state.key, kept[1], inner_state)
 
     return optax.GradientTransformationExtraArgs(cast(Any, init_fn), cast(Any, update_fn))
 

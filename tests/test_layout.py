@@ -20,6 +20,7 @@ PACKAGE = ROOT / "jaxprune"
 FLOORS = {
     "trees": 0,
     "_sharding": 1,
+    "_conditional": 1,
     "_counts": 1,
     "_dtypes": 1,
     "masks": 1,

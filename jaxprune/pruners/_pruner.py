@@ -51,7 +51,7 @@ class Pruner(NamedTuple):
       dense_gradients: all weights learn, pruned ones too (straight-through).
       dense_parameters: pruned weights keep their values; the forward pass must use `jp.sparse_params`.
       after_step: masks are made from the parameters after the step instead of before.
-      masks_in_state: the state is a second mask tree, and is packed as the masks are.
+      masks_in_state: the state is a second mask tree; it is kept packed.
 
     Example:
       >>> Pruner(init=lambda params, key: (params, ()), is_update=lambda step: step < 0,

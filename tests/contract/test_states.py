@@ -40,7 +40,7 @@ def test_moments_of_pruned_weights_are_as_at_the_start(pruner: str, optimiser: s
 
 @pytest.mark.parametrize("optimiser", [name for name in WITH_MOMENTS if h.works("gmp", name, "bare")])
 def test_moments_of_pruned_and_grown_weights_are_reset(optimiser: str) -> None:
-    """Old moments, whatever they were, do not reach a weight that was pruned or has grown."""
+    """Moments of kept weights, whatever they were, do not outlive their pruning; grown weights start afresh."""
     params = h.initial_params()
     flip = jp.Pruner(
         init=lambda params, key: (jax.tree.map(lambda p: jnp.arange(p.size).reshape(p.shape) % 3 > 0, params), ()),
@@ -53,11 +53,12 @@ def test_moments_of_pruned_and_grown_weights_are_reset(optimiser: str) -> None:
     tx = jp.sparsify(h.relaxed(h.OPTIMISERS[optimiser](0.1)), flip)
     state = tx.init(params)
     old = state.inner_state
-    dirty = jax.tree.map(lambda x: x + 7 if x.shape == (16, 8) else x, old)
+    kept = state.masks["layer"]["kernel"]
+    dirty = jax.tree.map(lambda x: jnp.where(kept, x + 7, x) if x.shape == kept.shape else x, old)
     grads = jax.grad(h.loss_fn)(params, jnp.float32(0))
     _, clean_after = jax.jit(tx.update)(grads, state, params)
     _, dirty_after = jax.jit(tx.update)(grads, state._replace(inner_state=dirty), params)
-    changed = ~(state.masks["layer"]["kernel"] & clean_after.masks["layer"]["kernel"])
+    changed = ~(kept & clean_after.masks["layer"]["kernel"])
     assert 0 < int(changed.sum()) < changed.size
     moments = kernel_leaves(dirty_after.inner_state)
     assert moments
