@@ -4,7 +4,7 @@ Masks from scores (`compute_masks`), training under masks in any Optax chain (`s
 them back (`get_masks`, `sparse_params`).
 """
 
-from jaxprune import allocation, pruners, schedules, scores
+from jaxprune import allocation, pruners, schedules, scores, storage
 from jaxprune.compute import Rule, compute_masks
 from jaxprune.lottery import Ticket, lottery_ticket
 from jaxprune.masks import apply_masks, combine, from_zeros, full_masks, pack, sparsity, unpack
@@ -43,6 +43,7 @@ __all__ = [
     "sparse_params",
     "sparsify",
     "sparsity",
+    "storage",
     "summary",
     "unpack",
 ]

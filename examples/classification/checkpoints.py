@@ -19,6 +19,8 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
+from jaxprune import storage
+
 PyTree = Any
 
 
@@ -43,7 +45,7 @@ class RunStore:
     def save(self, step: int, state: PyTree) -> None:
         """Saves the state after `step` steps, unless it is there."""
         if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(_unwrap_keys(state)))
+            self._manager.save(step, args=ocp.args.StandardSave(storage.keys_to_data(state)))
 
     def restore(self, like: PyTree) -> tuple[int, PyTree]:
         """Returns the latest step and its state, or `(0, like)` where there is none.
@@ -54,9 +56,9 @@ class RunStore:
         step = self._manager.latest_step()
         if step is None:
             return 0, like
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _unwrap_keys(like))
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, storage.keys_to_data(like))
         restored = self._manager.restore(step, args=ocp.args.StandardRestore(target))
-        return step, _wrap_keys(restored, like)
+        return step, storage.keys_from_data(restored, like)
 
     def result(self) -> dict[str, Any] | None:
         """The result of the run, or `None` where it has not finished."""
@@ -106,23 +108,3 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(json.dumps(content, indent=2) + "\n")
     part.replace(path)
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _unwrap_keys(state: PyTree) -> PyTree:
-    """Typed PRNG keys as plain integers, which every version of Orbax can store."""
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
-
-
-def _wrap_keys(state: PyTree, like: PyTree) -> PyTree:
-    """The inverse of `_unwrap_keys`."""
-
-    def wrap(leaf: Any, model: Any) -> Any:
-        if not _is_key(model):
-            return leaf
-        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(model))
-
-    return jax.tree.map(wrap, state, like)

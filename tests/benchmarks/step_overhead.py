@@ -1,6 +1,6 @@
 """A training step that updates no mask, under each pruner, against the optimiser alone.
 
-Run: python tests/benchmarks/step_overhead.py [--width 1280] [--repetitions 15] [--only gmp rigl]
+Run: python tests/benchmarks/step_overhead.py [--width 1280] [--batch 128] [--repetitions 15] [--only gmp rigl]
 """
 
 import argparse
@@ -31,12 +31,13 @@ def main() -> None:
     """Prints ratios for the whole step and for the optimiser alone, all measured in this process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=1280)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--only", nargs="*", choices=list(PRUNERS))
     arguments = parser.parse_args()
     width, depth = arguments.width, 6
     keys = jax.random.split(jax.random.key(0), depth)
-    inputs = jax.random.normal(jax.random.key(1), (128, width))
+    inputs = jax.random.normal(jax.random.key(1), (arguments.batch, width))
 
     def make_params():
         return {f"layer_{i}": jax.random.normal(k, (width, width)) / width**0.5 for i, k in enumerate(keys)}
@@ -77,7 +78,7 @@ def main() -> None:
 
     count = depth * width**2
     print(
-        f"{count:,} float32 weights, adam, batch 128, {jax.devices()[0].platform}; steps that update no mask; measured"
+        f"{count:,} float32 weights, adam, batch {arguments.batch}, {jax.devices()[0].platform}; steps that update no mask; measured"
     )
     print(f"{'':24s}{'whole step ms':>14s}{'ratio':>8s}{'update ms':>12s}{'ratio':>8s}{'state bytes a weight':>22s}")
     for name, tx in transforms.items():
