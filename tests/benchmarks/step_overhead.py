@@ -78,7 +78,8 @@ def main() -> None:
 
     count = depth * width**2
     print(
-        f"{count:,} float32 weights, adam, batch {arguments.batch}, {jax.devices()[0].platform}; steps that update no mask; measured"
+        f"{count:,} float32 weights, adam, batch {arguments.batch}, {jax.devices()[0].platform}; "
+        "steps that update no mask; measured"
     )
     print(f"{'':24s}{'whole step ms':>14s}{'ratio':>8s}{'update ms':>12s}{'ratio':>8s}{'state bytes a weight':>22s}")
     for name, tx in transforms.items():
