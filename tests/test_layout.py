@@ -19,6 +19,7 @@ PACKAGE = ROOT / "jaxprune"
 # A module, or a folder with all that is in it, imports only from its own floor or below.
 FLOORS = {
     "trees": 0,
+    "_versions": 0,
     "_sharding": 1,
     "_conditional": 1,
     "_counts": 1,

@@ -1,0 +1,35 @@
+"""The places where releases of JAX differ, and where the public API has a gap."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax.extend import core
+
+
+def bind(primitive: Any, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+    """Applies a primitive with the parameters of one of its equations; always gives a list."""
+    prepared = primitive.get_bind_params(params)
+    if isinstance(prepared, tuple):  # until jax 0.9: functions apart from the parameters
+        functions, rest = prepared
+        outputs = primitive.bind(*functions, *operands, **rest)
+    else:
+        outputs = primitive.bind(*operands, **prepared)
+    return list(outputs) if primitive.multiple_results else [outputs]
+
+
+def closed_jaxpr(value: Any) -> core.ClosedJaxpr | None:
+    """A closed jaxpr of a closed or open one (some primitives hold the latter), None of anything else."""
+    if isinstance(value, core.ClosedJaxpr):
+        return value
+    return core.ClosedJaxpr(value, ()) if isinstance(value, core.Jaxpr) else None
+
+
+def source_line(equation: Any) -> str:
+    """`file:line (function)` of the user's code behind an equation, `""` where it is not known."""
+    traceback = equation.source_info.traceback
+    frames = [] if traceback is None else traceback.frames
+    libraries = ("/jax/", "/flax/", "/haiku/", "/equinox/", "/optax/", "/jaxprune/tracing/")
+    own = [frame for frame in frames if not any(part in frame.file_name for part in libraries)]
+    for frame in own[:1]:
+        return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
+    return ""

@@ -1,0 +1,191 @@
+"""Making things smaller by a plan: trees of arrays, and the function itself."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import trees
+from jaxprune.shrinking.plan import Plan
+from jaxprune.tracing import Model
+from jaxprune.tracing.axes import Sizes
+from jaxprune.tracing.evaluate import Evaluator
+from jaxprune.tracing.graph import Graph, Program, build
+from jaxprune.tracing.means import find_means
+from jaxprune.trees import PyTree
+
+
+def shrink(model: Model, plan: Plan, tree: PyTree) -> PyTree:
+    """Cuts away what the plan does not keep.
+
+    Every part of `tree` that has the structure and the shapes of the traced parameters, or of one entry of them (such
+    as `params["params"]` of Flax), is cut as they are: the parameters themselves, their masks, moments in an
+    optimiser's state, moving averages. Everything else stays: counters, keys, hyperparameters.
+
+    Args:
+      model: the traced model.
+      plan: which indices stay.
+      tree: any pytree.
+
+    Returns:
+      A tree of the same structure, with smaller arrays.
+
+    Raises:
+      ValueError: the plan does not fit the model, or `tree` has no part like the parameters.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import jaxprune as jp
+      >>> params = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}
+      >>> model = jp.trace(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones(2))
+      >>> plan = jp.Plan({"a:1": [True, False, True]})
+      >>> jax.tree.map(jnp.shape, shrink(model, plan, params))
+      {'a': (2, 2), 'b': (2, 2)}
+      >>> state = optax.sgd(0.1, momentum=0.9).init(params)
+      >>> shrink(model, plan, state)[0].trace["a"].shape
+      (2, 2)
+    """
+    plan.check(model)
+    sizes = model.sizes(plan.keep)
+    parts = _parts_of(model)
+    structures = {jax.tree.structure(part) for part in parts}
+    found = 0
+
+    def cut(part: PyTree) -> PyTree:
+        nonlocal found
+        if jax.tree.structure(part) not in structures:
+            return part
+        leaves = jax.tree.leaves(part)
+        fitting = [
+            numbers
+            for numbers in map(jax.tree.leaves, parts)
+            if len(numbers) == len(leaves) and all(map(functools.partial(_fits, model), numbers, leaves))
+        ]
+        if not fitting:
+            return part
+        found += 1
+        chosen = [_cut_leaf(model, sizes, number, leaf) for number, leaf in zip(fitting[0], leaves, strict=True)]
+        return jax.tree.unflatten(jax.tree.structure(part), chosen)
+
+    result = jax.tree.map(cut, tree, is_leaf=lambda part: jax.tree.structure(part) in structures)
+    if not found:
+        raise ValueError(
+            "nothing in this tree has the structure and the shapes of the traced parameters, so nothing can be cut. "
+            f"The parameters are {trees.list_paths(model.paths)}; trace the model with everything that shall be cut "
+            "along."
+        )
+    return result
+
+
+def _parts_of(model: Model) -> list[PyTree]:
+    """The tree of the numbers of the parameters, and its entries one level down that are trees themselves."""
+    whole = jax.tree.unflatten(jax.tree.structure(model.params), range(len(model.paths)))
+    entries = jax.tree_util.default_registry.flatten_one_level(whole)
+    below = list(entries[0]) if entries is not None else []
+    return [whole, *(part for part in below if not isinstance(part, int) and jax.tree.leaves(part))]
+
+
+def _fits(model: Model, number: int, leaf: Any) -> bool:
+    shape, own = getattr(leaf, "shape", None), model.leaves[number].shape
+    if shape is None:
+        return isinstance(leaf, bool)
+    return tuple(shape) == own or (getattr(leaf, "dtype", None) == bool and _broadcasts(shape, own))
+
+
+def _broadcasts(shape: Sequence[int], own: Sequence[int]) -> bool:
+    return len(shape) in (0, len(own)) and all(a in (1, b) for a, b in zip(shape, own, strict=len(shape) > 0))
+
+
+def _cut_leaf(model: Model, sizes: Sizes, number: int, leaf: Any) -> Any:
+    axes = model.dims_of(number)
+    for axis, dim in enumerate(axes if np.ndim(leaf) else ()):
+        if leaf.shape[axis] == dim.size and not sizes.whole(dim):
+            kept = np.flatnonzero(sizes.mask(dim))
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                shape = (*leaf.shape[:axis], kept.size, *leaf.shape[axis + 1 :])
+                leaf = jax.ShapeDtypeStruct(shape, leaf.dtype)
+            else:
+                leaf = np.take(leaf, kept, axis) if isinstance(leaf, np.ndarray) else jnp.take(leaf, kept, axis)
+    return leaf
+
+
+def shrunk_function(model: Model, plan: Plan, norm: Literal["exact", "resize"] = "exact") -> Callable[..., Any]:
+    """The traced function on smaller parameters.
+
+    The trace is replayed with the sizes that are left. The result is pure: it can be jitted, differentiated, mapped and
+    exported, also with a symbolic batch size. Arguments of other shapes than the traced ones are traced again.
+
+    Args:
+      model: the traced model.
+      plan: which indices stay.
+      norm: `"exact"` keeps the numbers that the trace holds, so that the result is what the masked model computes.
+        `"resize"` makes means over a cut axis means over what is left, as the same module built smaller would.
+
+    Returns:
+      A function of `(small_params, *args)`.
+
+    Raises:
+      ValueError: the plan does not fit the model, or `norm` is none of the two.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}
+      >>> model = jp.trace(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones(2))
+      >>> plan = jp.Plan({"a:1": [True, False, True]})
+      >>> shrunk_function(model, plan)(jp.shrink(model, plan, params), jnp.ones(2))
+      Array([4., 4.], dtype=float32)
+    """
+    plan.check(model)
+    if norm not in ("exact", "resize"):
+        raise ValueError(f"norm={norm!r}; it may be 'exact' or 'resize'.")
+    expected = [model.sizes(plan.keep).shape(value) for value in model.program.graph.inputs[: len(model.paths)]]
+
+    def function(params: PyTree, *args: Any) -> Any:
+        leaves = _checked_leaves(model, expected, params)
+        program = _program_for(model, args)
+        sizes = model.sizes(plan.keep, program)
+        means = find_means(model.axes, program) if norm == "resize" else None
+        evaluator = Evaluator(program, model.axes.rules, sizes, means=means)
+        outputs = evaluator([*leaves, *jax.tree.leaves(args)])
+        return jax.tree.unflatten(jax.tree.structure(model.outputs), outputs)
+
+    return function
+
+
+def _checked_leaves(model: Model, expected: Sequence[tuple[int, ...]], params: PyTree) -> list[Any]:
+    trees.check_same_structure(params, model.params, "the parameters given to the shrunk function")
+    leaves = jax.tree.leaves(params)
+    for path, leaf, shape in zip(model.paths, leaves, expected, strict=True):
+        if jnp.shape(leaf) != shape:
+            raise ValueError(
+                f"{path} has shape {jnp.shape(leaf)}, but the plan leaves {shape}. Give the parameters that "
+                "jaxprune.shrink returns for the same plan."
+            )
+    return leaves
+
+
+def _program_for(model: Model, args: tuple[Any, ...]) -> Program:
+    """The traced program, or that of the same function at the shapes of these arguments."""
+    given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.asarray(leaf).dtype), args)
+    if given == model.args:
+        return model.program
+    if jax.tree.structure(given) != jax.tree.structure(model.args):
+        raise ValueError(
+            f"the arguments have the structure {jax.tree.structure(given)}; the model was traced with "
+            f"{jax.tree.structure(model.args)}."
+        )
+    program = build(jax.make_jaxpr(model.apply_fn)(model.params, *given))
+    if list(_names(program.graph)) != list(_names(model.program.graph)):
+        raise ValueError(
+            "the function does other operations for arguments of these shapes than for those it was traced with, so "
+            "the plan cannot be carried over. Trace it with arguments of these shapes."
+        )
+    return program
+
+
+def _names(graph: Graph) -> Iterator[tuple[str, tuple[int, ...]]]:
+    return ((node.name, node.outputs) for node in graph.everything())

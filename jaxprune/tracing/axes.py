@@ -1,0 +1,155 @@
+"""The axes of every value of a program, and their sizes once a plan has taken indices away.
+
+`Axes` walks the graph once and lets the rule of each primitive state its equations between `Dim`s. `Sizes` reads the
+solution for given kept indices: the mask of any axis, the new shape of any value.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxprune.tracing import dims
+from jaxprune.tracing.dims import Dim
+from jaxprune.tracing.graph import Graph, Literal, Node, Operand, Program
+
+if TYPE_CHECKING:
+    from jaxprune.tracing.rules import Rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+    """Why an axis must stay as it is: words, and the operation if there is one."""
+
+    text: str
+    node: Node | None = None
+
+    def __str__(self) -> str:
+        return self.text if self.node is None else f"{self.text} ({self.node.place})"
+
+
+class Axes:
+    """The Dims of every value; what a rule reads and writes.
+
+    Attributes:
+      program: the graph and the shapes of its values.
+      rules: the rule of each primitive, by name.
+      dims: the Dims of each value's axes, by number, as far as the walk has come.
+    """
+
+    def __init__(self, program: Program, rules: Mapping[str, "Rule"]):
+        self.program = program
+        self.rules = rules
+        self.dims: dict[int, list[Dim]] = {}
+
+    def of(self, operand: Operand) -> list[Dim]:
+        """The axes of a value; none of a literal."""
+        if isinstance(operand, Literal):
+            return []
+        if operand not in self.dims:
+            self.dims[operand] = dims.atoms(self.program.shape(operand))
+        return self.dims[operand]
+
+    def shape(self, operand: Operand) -> tuple[int, ...]:
+        """The shape that the value has in the program."""
+        return self.program.shape(operand)
+
+    def set(self, value: int, axes: Sequence[Dim]) -> None:
+        """Says what the axes of an output are.
+
+        Raises:
+          ValueError: they have not the shape of the value.
+        """
+        if tuple(axis.size for axis in axes) != self.shape(value):
+            raise ValueError(f"axes {[axis.size for axis in axes]} given to a value of shape {self.shape(value)}")
+        self.dims[value] = list(axes)
+
+    def unify(self, node: Node, left: Sequence[Dim], right: Sequence[Dim]) -> None:
+        """States that axes are pairwise the same."""
+        for a, b in zip(left, right, strict=True):
+            dims.unify(a, b, Reason("two layouts of one axis cannot be matched", node))
+
+    def freeze(self, node: Node | None, axes: Sequence[Dim], text: str) -> None:
+        """Forbids the removal of any index of these axes."""
+        for axis in axes:
+            dims.freeze(axis, Reason(text, node))
+
+    def frozen(self, node: Node, sizes: Sequence[int], text: str) -> list[Dim]:
+        """New axes that nothing may be removed from."""
+        return dims.atoms(sizes, Reason(text, node))
+
+    def freeze_all(self, node: Node, text: str) -> None:
+        """Freezes every axis of every input and output of a node: what is not understood is left alone."""
+        for operand in node.inputs:
+            self.freeze(node, self.of(operand), text)
+        for value in node.outputs:
+            self.set(value, self.frozen(node, self.shape(value), text))
+
+    def run(self, graph: Graph) -> None:
+        """Applies the rule of every node in turn."""
+        for node in graph.primitives():
+            rule = self.rules.get(node.name)
+            if rule is None:
+                self.freeze_all(node, f"jaxprune has no rule for the primitive {node.name!r}")
+            elif any(0 in self.shape(operand) for operand in (*node.inputs, *node.outputs)) and not node.subgraphs:
+                self.freeze_all(node, "an array without elements takes part")
+            else:
+                rule.axes(node, self)
+
+
+class Sizes:
+    """What is left of every axis under a choice of kept indices.
+
+    Args:
+      axes: the solved axes of a program.
+      keep: the kept indices of some atoms.
+      program: the program that is to run: the same one, or the same function traced at other batch sizes.
+    """
+
+    def __init__(self, axes: Axes, keep: Mapping[Dim, np.ndarray], program: Program | None = None):
+        self.axes = axes
+        self.program = axes.program if program is None else program
+        self._keep = {dims.find(dim): mask for dim, mask in keep.items()}
+        self._masks: dict[Dim, np.ndarray] = {}
+
+    def mask(self, dim: Dim) -> np.ndarray:
+        """bool[dim.size]: the kept positions."""
+        dim = dims.find(dim)
+        if dim not in self._masks:
+            self._masks[dim] = dims.keep_mask(dim, self._keep)
+        return self._masks[dim]
+
+    def whole(self, dim: Dim) -> bool:
+        """Whether an axis keeps all its positions."""
+        return bool(self.mask(dim).all())
+
+    def unchanged(self, operand: Operand) -> bool:
+        """Whether a value keeps its shape."""
+        return all(map(self.whole, self.axes.of(operand)))
+
+    def untouched(self, graph: Graph) -> bool:
+        """Whether every value in a graph keeps its shape."""
+        values = {value for node in graph.everything() for value in (*node.inputs, *node.outputs)}
+        return all(map(self.unchanged, values))
+
+    def size(self, dim: Dim) -> int:
+        """The number of kept positions."""
+        return int(self.mask(dim).sum())
+
+    def shape(self, operand: Operand) -> tuple[Any, ...]:
+        """The shape of a value in the smaller program; sizes may be symbolic where the running program's are."""
+        pairs = zip(self.axes.of(operand), self.program.shape(operand), strict=True)
+        return tuple(running if self.whole(dim) else self._scaled(dim, running) for dim, running in pairs)
+
+    def _scaled(self, dim: Dim, running: Any) -> Any:
+        # A batch axis merged with a pruned one has a size that depends on the batch: only its share that is kept is
+        # known, as a fraction in lowest terms.
+        kept = self.size(dim)
+        common = math.gcd(kept, dim.size)
+        return (
+            kept
+            if isinstance(running, int) and running == dim.size
+            else running // (dim.size // common) * (kept // common)
+        )

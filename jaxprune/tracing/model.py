@@ -1,0 +1,204 @@
+"""`trace`: one look at a model, and everything that is read from it."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from jaxprune import trees
+from jaxprune.tracing import dims
+from jaxprune.tracing.axes import Axes, Reason, Sizes
+from jaxprune.tracing.dims import Dim
+from jaxprune.tracing.graph import Graph, Literal, Program, build
+from jaxprune.tracing.groups import Group, find_groups
+from jaxprune.tracing.origins import Origins
+from jaxprune.tracing.rules import RULES, Rule
+from jaxprune.tracing.sites import Roles, Site, find_sites
+from jaxprune.trees import PyTree, Where
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """What one trace of `apply_fn(params, *args)` tells.
+
+    Attributes:
+      apply_fn: the function.
+      params: the abstract parameters.
+      args: the abstract arguments.
+      paths: the path of each parameter, in flattening order.
+      program: the flat graph of the trace.
+      outputs: the abstract outputs.
+      sites: the operations that consume parameters.
+      groups: the indices of parameters that can be removed, by id.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}
+      >>> model = jp.trace(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones(2))
+      >>> model
+      Model(2 parameters, 2 sites, 1 groups)
+    """
+
+    apply_fn: Callable[..., Any]
+    params: PyTree
+    args: tuple[Any, ...]
+    paths: tuple[str, ...]
+    program: Program
+    outputs: PyTree
+    axes: Axes
+    roles: Roles
+    used: frozenset[int]
+    sites: tuple[Site, ...]
+    groups: Mapping[str, Group]
+    atoms: Mapping[str, Dim]
+
+    @functools.cached_property
+    def leaves(self) -> list[Any]:
+        """The abstract parameters in flattening order."""
+        return jax.tree.leaves(self.params)
+
+    def dims_of(self, leaf: int) -> list[Dim]:
+        """The axes of a parameter, by its position."""
+        return self.axes.of(self.program.graph.inputs[leaf])
+
+    def sizes(self, keep: Mapping[str, Any], program: Program | None = None) -> Sizes:
+        """What is left of every axis when some groups keep only some of their indices.
+
+        Args:
+          keep: bool[size] by group id; groups that are not named keep everything.
+          program: the program that is to run, where it is not the traced one.
+        """
+        return Sizes(self.axes, {self.atoms[name]: mask for name, mask in keep.items()}, program)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A short hash of the paths and shapes of the parameters and of the groups."""
+        shapes = [(path, leaf.shape, str(leaf.dtype)) for path, leaf in zip(self.paths, self.leaves, strict=True)]
+        groups = [(name, group.size) for name, group in self.groups.items()]
+        return hashlib.sha256(repr((shapes, groups)).encode()).hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"Model({len(self.paths)} parameters, {len(self.sites)} sites, {len(self.groups)} groups)"
+
+
+def trace(
+    apply_fn: Callable[..., Any],
+    params: PyTree,
+    *args: Any,
+    frozen_outputs: Where = None,
+    state_outputs: Callable[[Any], PyTree] | None = None,
+    rules: Mapping[str, Rule] | None = None,
+) -> Model:
+    """Reads a model from one trace of `apply_fn(params, *args)`.
+
+    Nothing is computed; `jax.ShapeDtypeStruct`s do for `params` and `args`. The model may come from any framework, or
+    from none. Inputs keep their axes, and so do outputs, unless told otherwise.
+
+    Args:
+      apply_fn: a pure function of the parameters and the arguments.
+      params: the parameters, and whatever else shall be cut along with them (batch statistics, moments, a cache): any
+        pytree. Only floating leaves are ever cut.
+      args: the arguments, at some batch size.
+      frozen_outputs: which outputs keep all their axes: `None` (all of them), a regular expression over their paths, a
+        list of these, a callable `(path, output) -> bool` or a tree (prefix) of bools. The single output of a function
+        has the path `""`.
+      state_outputs: takes the outputs and gives those parts of them that are the next value of a part of `params`, as a
+        tree with the paths of `params` (`lambda out: {"batch_stats": out[1]["batch_stats"]}`): they are cut as that
+        part is.
+      rules: rules of primitives for this trace, by name, over the registered ones.
+
+    Returns:
+      The model.
+
+    Raises:
+      ValueError: `frozen_outputs` matches no output, or `state_outputs` gives a path that `params` has not, or another
+        shape.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> def mlp(params, x):
+      ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
+      >>> params = {"first": jnp.ones((4, 16)), "second": jnp.ones((16, 3))}
+      >>> model = trace(mlp, params, jnp.ones((2, 4)))
+      >>> print(model.groups["first:1"])
+      first:1: 16 indices, consumers
+        first axis 1 (out)
+        second axis 0 (in)
+    """
+    params, args = jax.tree.map(_abstract, (params, args))
+    jaxpr, outputs = jax.make_jaxpr(apply_fn, return_shape=True)(params, *args)
+    program = build(jaxpr)
+    named = trees.leaves_with_paths(params)
+    paths, leaves = tuple(path for path, _ in named), [leaf for _, leaf in named]
+    axes = Axes(program, {**RULES, **(rules or {})})
+    inputs = program.graph.inputs
+    for value in inputs[len(paths) :]:
+        axes.freeze(None, axes.of(value), "it is an axis of an argument")
+    for leaf, value in zip(leaves, inputs, strict=False):
+        if not trees.is_floating(leaf):
+            axes.freeze(None, axes.of(value), "it is no floating array")
+    axes.run(program.graph)
+    _close_outputs(axes, paths, outputs, frozen_outputs, state_outputs)
+    used = frozenset(leaf for leaf in range(len(paths)) if inputs[leaf] in _read(program.graph))
+    sites, roles = find_sites(program, Origins(program, len(paths)), paths)
+    free = [leaf for leaf in sorted(used) if trees.is_floating(leaves[leaf])]
+    groups, found = find_groups(axes, paths, leaves, free, roles)
+    return Model(apply_fn, params, args, paths, program, outputs, axes, roles, used, tuple(sites), groups, found)
+
+
+def _abstract(leaf: Any) -> Any:
+    aval = jax.typeof(leaf) if not isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
+def _read(graph: Graph) -> set[int]:
+    read = {operand for operand in graph.outputs if not isinstance(operand, Literal)}
+    for node in graph.primitives():
+        read.update(operand for operand in node.inputs if not isinstance(operand, Literal))
+    return read
+
+
+def _close_outputs(
+    axes: Axes,
+    paths: Sequence[str],
+    outputs: PyTree,
+    frozen: Where,
+    state: Callable[[Any], PyTree] | None,
+) -> None:
+    """Ties the outputs that are the next state to the parameters that they replace, and freezes the others."""
+    values = axes.program.graph.outputs
+    numbered = jax.tree.unflatten(jax.tree.structure(outputs), range(len(values)))
+    tied: dict[int, str] = {}
+    for path, k in trees.leaves_with_paths(state(numbered) if state is not None else {}):
+        if path not in paths:
+            raise ValueError(
+                f"state_outputs gives {path!r}, which is no path of params; they are {trees.list_paths(paths)}. It "
+                "must give a tree with the paths of the part of params that it is the next value of."
+            )
+        own, next_value = axes.of(axes.program.graph.inputs[paths.index(path)]), axes.of(values[k])
+        if [dim.size for dim in own] != [dim.size for dim in next_value]:
+            raise ValueError(f"state_outputs: the next value of {path!r} has another shape than {path!r} itself.")
+        for a, b in zip(own, next_value, strict=True):
+            dims.unify(a, b, Reason(f"it is the next value of {path}"))
+        tied[k] = path
+    chosen = _frozen_outputs(frozen, outputs)
+    for k, (path, fixed) in enumerate(chosen):
+        if k not in tied and fixed:
+            for axis, dim in enumerate(axes.of(values[k])):
+                dims.freeze(dim, Reason(f"it is axis {axis} of the output {path!r}, which frozen_outputs may let go"))
+
+
+def _frozen_outputs(frozen: Where, outputs: PyTree) -> list[tuple[str, bool]]:
+    named = trees.leaves_with_paths(outputs)
+    if frozen is None:
+        return [(path, True) for path, _ in named]
+    flags = jax.tree.leaves(trees.resolve_where(frozen, outputs)) if not _none_frozen(frozen) else [False] * len(named)
+    return [(path, flag) for (path, _), flag in zip(named, flags, strict=True)]
+
+
+def _none_frozen(frozen: Any) -> bool:
+    return all(trees.is_bool(leaf) and not leaf for leaf in jax.tree.leaves(frozen)) and not callable(frozen)
