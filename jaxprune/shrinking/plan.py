@@ -72,11 +72,13 @@ class Plan:
                 "one's. Make a plan from this model's groups."
             )
 
-    def masks(self, model: Model) -> PyTree:
+    def masks(self, model: Model, *, consumers_only: bool = False) -> PyTree:
         """The masks that the plan means for the parameters.
 
         Args:
           model: the model.
+          consumers_only: zero the weights that read an index only, in the groups where that is the same as to remove it.
+            Otherwise all weights of an index are zeroed, which is what training under masks wants.
 
         Returns:
           A tree of NumPy bools like the parameters, each of its parameter's rank, broadcastable against it; True for a
@@ -92,11 +94,18 @@ class Plan:
           ([[True, False, True]], [[True], [False], [True]])
         """
         self.check(model)
-        sizes = model.sizes(self.keep)
-        return jax.tree.unflatten(
-            jax.tree.structure(model.params),
-            [broadcastable_mask([sizes.mask(dim) for dim in model.dims_of(leaf)]) for leaf in range(len(model.paths))],
-        )
+        masks = [np.ones((), bool) for _ in model.paths]
+        for name, mask in self.keep.items():
+            group, sizes = model.groups[name], model.sizes({name: mask})
+            for member in group.members:
+                if "in" not in member.roles and consumers_only and group.consumers_suffice:
+                    continue
+                rank = len(model.leaves[member.leaf].shape)
+                own = sizes.mask(model.dims_of(member.leaf)[member.axis])
+                if not own.all():
+                    shape = [-1 if axis == member.axis else 1 for axis in range(rank)]
+                    masks[member.leaf] = masks[member.leaf] & own.reshape(shape)
+        return jax.tree.unflatten(jax.tree.structure(model.params), masks)
 
     def then(self, later: "Plan") -> "Plan":
         """This plan, and after it another that was made for the model it leaves.
@@ -163,13 +172,3 @@ def _dense(entry: Mapping[str, Any]) -> np.ndarray:
     mask[np.asarray(entry["kept"], int)] = True
     return mask
 
-
-def broadcastable_mask(masks: list[np.ndarray]) -> np.ndarray:
-    """The mask of an array from those of its axes; an axis that is kept whole has size 1; True if all are."""
-    if all(mask.all() for mask in masks):
-        return np.ones((), bool)
-    mask = np.ones((1,) * len(masks), bool)
-    for axis, own in enumerate(masks):
-        if not own.all():
-            mask = mask & own.reshape([-1 if k == axis else 1 for k in range(len(masks))])
-    return mask

@@ -10,8 +10,8 @@ import numpy as np
 from jaxprune import trees
 from jaxprune.masks import apply_masks
 from jaxprune.shrinking.apply import shrink, shrunk_function
-from jaxprune.shrinking.plan import Plan, broadcastable_mask
-from jaxprune.tracing import Model, dims
+from jaxprune.shrinking.plan import Plan
+from jaxprune.tracing import Model
 from jaxprune.tracing.exactness import APPROXIMATE
 from jaxprune.trees import PyTree
 
@@ -127,21 +127,8 @@ def _outputs(model: Model, params: PyTree, args: tuple[Any, ...]) -> list[Any]:
 
 
 def _masked_params(model: Model, plan: Plan, params: PyTree) -> PyTree:
-    """Zeros in the consumers of a group where they suffice, in all its members otherwise."""
-    sizes = [model.sizes({name: mask}) for name, mask in plan.keep.items()]
-    groups = [model.groups[name] for name in plan.keep]
-    masks: list[Any] = []
-    for leaf, aval in enumerate(model.leaves):
-        mask = np.ones((), bool)
-        for group, own in zip(groups, sizes, strict=True):
-            for member in group.members:
-                if member.leaf == leaf and ("in" in member.roles or not group.consumers_suffice):
-                    axes = [np.ones(size, bool) for size in aval.shape]
-                    axes[member.axis] = own.mask(dims.find(model.dims_of(leaf)[member.axis]))
-                    mask = mask & broadcastable_mask(axes)
-        masks.append(mask)
     trees.check_same_structure(params, model.params, "params")
-    return apply_masks(params, jax.tree.unflatten(jax.tree.structure(params), masks))
+    return apply_masks(params, plan.masks(model, consumers_only=True))
 
 
 def _nudged(leaf: Any) -> Any:

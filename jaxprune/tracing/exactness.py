@@ -61,12 +61,15 @@ class RemovedSlices:
 
     Attributes:
       faults: for each atom, the first reason why a sum over it is not exact.
+      summed: the atoms that something is summed over. An index can reach an output no other way, as the axes of outputs
+        are frozen: the others have no part in the result.
     """
 
     def __init__(self, axes: Axes, zeroed: Mapping[tuple[int, int], bool]):
         self.solved = axes
         self.held: dict[int, Held] = {}
         self.faults: dict[Dim, Reason] = {}
+        self.summed: set[Dim] = set()
         self._atoms: dict[Dim, list[Dim]] = {}
         for leaf, value in enumerate(axes.program.graph.inputs):
             self.held[value] = Held(
@@ -93,6 +96,7 @@ class RemovedSlices:
     def fault(self, node: Node, operand: Operand, axis: int, states: Mapping[Dim, int], text: str) -> None:
         """Notes the atoms of an axis whose removed slices are not zero where they are summed."""
         for atom in self.atoms(self.solved.of(operand)[axis]):
+            self.summed.add(atom)
             state = states.get(atom, ANYTHING)
             if state != ZERO:
                 words = "a zeroed slice is divided by zero, then summed" if state == NOT_FINITE else text

@@ -117,6 +117,8 @@ def find_groups(
     groups: dict[str, Group] = {}
     for atom, found in places.items():
         assert masked is not None and consumers is not None
+        if atom not in masked.summed:  # a part of a parameter that nothing reads
+            continue
         reason = masked.faults.get(atom)
         members = tuple(
             Member(
@@ -132,4 +134,4 @@ def find_groups(
         suffice = atom not in consumers.faults
         exactness = APPROXIMATE if reason else CONSUMERS if suffice else MASKED
         groups[names[atom]] = Group(names[atom], atom.size, members, exactness, reason, suffice, " ".join(kinds))
-    return groups, {names[atom]: atom for atom in places}
+    return groups, {names[atom]: atom for atom in places if names[atom] in groups}

@@ -11,8 +11,10 @@ import jax
 from jaxprune import trees
 from jaxprune.tracing import dims
 from jaxprune.tracing.axes import Axes, Reason, Sizes
+from jaxprune.tracing.cost import Cost, cost
 from jaxprune.tracing.dims import Dim
 from jaxprune.tracing.graph import Graph, Literal, Program, build
+from jaxprune.tracing.explain import explain
 from jaxprune.tracing.groups import Group, find_groups
 from jaxprune.tracing.origins import Origins
 from jaxprune.tracing.rules import RULES, Rule
@@ -55,6 +57,63 @@ class Model:
     sites: tuple[Site, ...]
     groups: Mapping[str, Group]
     atoms: Mapping[str, Dim]
+
+    def explain(self, path: str, axis: int | None = None) -> str:
+        """Says in words what an axis of a parameter is: what it is tied to, or why it must stay as it is.
+
+        Args:
+          path: the parameter.
+          axis: the axis; None for all of them, and for what reads the parameter.
+
+        Returns:
+          A few lines of text.
+
+        Raises:
+          ValueError: there is no such parameter or axis.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> import jaxprune as jp
+          >>> params = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}
+          >>> model = jp.trace(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones(2))
+          >>> print(model.explain("a", 1))
+          a axis 1 (3 indices, out) is the group 'a:1': tied to b axis 0 (in). To zero the weights that read an index
+          is the same as to remove it.
+          >>> print(model.explain("a", 0))
+          a axis 0 (2 indices, in) stays as it is: it is an axis of an argument.
+        """
+        return explain(self, path, axis)
+
+    def cost(self, masks: PyTree = None, plan: Any = None) -> Cost:
+        """Counts parameters, multiply-adds, FLOPs and bytes of one call.
+
+        The convention is that of XLA's analysis of the unoptimised program: a convolution multiplies where its window
+        meets elements, not padding or holes; exp and the like are no FLOPs. Other than in XLA, the body of a scan
+        counts as often as it runs; that of a `while` loop, whose turns are not known, counts once.
+
+        Args:
+          masks: a mask tree for the parameters. The counts are those of a program that skips every pruned weight, which
+            a dense kernel does not: they are theoretical.
+          plan: a `jaxprune.Plan`; the counts are those of the shrunk function.
+
+        Returns:
+          The counts, in total, of each parameter and of each operation that consumes one; prints as a table.
+
+        Raises:
+          ValueError: the masks or the plan do not fit the model, or both are given.
+          TypeError: `plan` is no plan.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> import jaxprune as jp
+          >>> params = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}
+          >>> model = jp.trace(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones(2))
+          >>> model.cost().macs, model.cost(plan=jp.Plan({"a:1": [True, False, True]})).macs
+          (12, 8)
+          >>> model.cost(masks={"a": jnp.eye(2, 3, dtype=bool), "b": True}).macs
+          8
+        """
+        return cost(self, masks, plan)
 
     @functools.cached_property
     def leaves(self) -> list[Any]:
@@ -143,7 +202,8 @@ def trace(
             axes.freeze(None, axes.of(value), "it is no floating array")
     axes.run(program.graph)
     _close_outputs(axes, paths, outputs, frozen_outputs, state_outputs)
-    used = frozenset(leaf for leaf in range(len(paths)) if inputs[leaf] in _read(program.graph))
+    read = _read(program.graph)
+    used = frozenset(leaf for leaf in range(len(paths)) if inputs[leaf] in read)
     sites, roles = find_sites(program, Origins(program, len(paths)), paths)
     free = [leaf for leaf in sorted(used) if trees.is_floating(leaves[leaf])]
     groups, found = find_groups(axes, paths, leaves, free, roles)
