@@ -31,7 +31,7 @@ class Plan:
       [True, False, True]
     """
 
-    keep: Mapping[str, np.ndarray]
+    keep: Mapping[str, Any]
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
@@ -77,8 +77,8 @@ class Plan:
 
         Args:
           model: the model.
-          consumers_only: zero the weights that read an index only, in the groups where that is the same as to remove it.
-            Otherwise all weights of an index are zeroed, which is what training under masks wants.
+          consumers_only: zero the weights that read an index only, in the groups where that is the same as to remove
+            it. Otherwise all weights of an index are zeroed, which is what training under masks wants.
 
         Returns:
           A tree of NumPy bools like the parameters, each of its parameter's rank, broadcastable against it; True for a
@@ -171,4 +171,3 @@ def _dense(entry: Mapping[str, Any]) -> np.ndarray:
     mask = np.zeros(entry["size"], bool)
     mask[np.asarray(entry["kept"], int)] = True
     return mask
-

@@ -282,6 +282,21 @@ def _take(pieces: Iterator[Dim], size: int) -> Dim:
     return concatenation(taken)
 
 
+def copy(dim: Dim, copies: dict[Dim, Dim]) -> Dim:
+    """An axis of the same structure in a system of its own, where equations do not touch this one.
+
+    Args:
+      dim: any axis.
+      copies: the copies made so far; axes that share parts get copies that do.
+    """
+    dim = find(dim)
+    if dim not in copies:
+        copies[dim] = Dim(dim.size, dim.form, [copy(part, copies) for part in dim.parts])
+        for reason in dim.reasons if dim.frozen else ():
+            freeze(copies[dim], reason)
+    return copies[dim]
+
+
 def atoms_of(dim: Dim) -> list[Dim]:
     """The atoms of an axis in order; one that occurs twice is listed twice."""
     dim = find(dim)

@@ -13,8 +13,8 @@ from jaxprune.tracing import dims
 from jaxprune.tracing.axes import Axes, Reason, Sizes
 from jaxprune.tracing.cost import Cost, cost
 from jaxprune.tracing.dims import Dim
-from jaxprune.tracing.graph import Graph, Literal, Program, build
 from jaxprune.tracing.explain import explain
+from jaxprune.tracing.graph import Graph, Literal, Program, build
 from jaxprune.tracing.groups import Group, find_groups
 from jaxprune.tracing.origins import Origins
 from jaxprune.tracing.rules import RULES, Rule
