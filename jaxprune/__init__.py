@@ -9,20 +9,35 @@ from jaxprune.compute import Rule, compute_masks
 from jaxprune.lottery import Ticket, lottery_ticket
 from jaxprune.masks import apply_masks, combine, from_zeros, full_masks, pack, sparsity, unpack
 from jaxprune.pruners import Pruner
-from jaxprune.shrinking import Plan, Verification, shrink, shrunk_function, verify
+from jaxprune.shrinking import (
+    Budget,
+    Plan,
+    Verification,
+    dead_units,
+    geometric_median_scores,
+    group_scores,
+    plan_from_masks,
+    select,
+    shrink,
+    shrunk_function,
+    verify,
+)
 from jaxprune.states import check_masks, get_masks, rewind, second_moment, sparse_params
 from jaxprune.structures import NM, Block, Channel, Structure, Unstructured
 from jaxprune.summary import Summary, summary
-from jaxprune.tracing import Group, Member, Model, Site, trace
+from jaxprune.tracing import Cost, Group, Member, Model, PathCost, Site, trace
 from jaxprune.transforms import keep_masks, sparsify
 
 __all__ = [
     "NM",
     "Block",
+    "Budget",
     "Channel",
+    "Cost",
     "Group",
     "Member",
     "Model",
+    "PathCost",
     "Plan",
     "Pruner",
     "Rule",
@@ -37,17 +52,22 @@ __all__ = [
     "check_masks",
     "combine",
     "compute_masks",
+    "dead_units",
     "from_zeros",
     "full_masks",
+    "geometric_median_scores",
     "get_masks",
+    "group_scores",
     "keep_masks",
     "lottery_ticket",
     "pack",
+    "plan_from_masks",
     "pruners",
     "rewind",
     "schedules",
     "scores",
     "second_moment",
+    "select",
     "shrink",
     "shrunk_function",
     "sparse_params",

@@ -119,7 +119,7 @@ class Evaluator:
         if "remat" in node.name or node.name == "checkpoint":
             keywords = {key: node.params[key] for key in ("prevent_cse", "policy")}
             return jax.checkpoint(call, **keywords)(*inputs)
-        return custom_rules.call(self, node, call, inputs)
+        return call(*inputs) if self.sizes is None else custom_rules.call(self, node, call, inputs)
 
     def scan(self, node: Node, operands: list[Any]) -> list[Any]:
         """`lax.scan` over the body."""

@@ -46,7 +46,8 @@ class Group:
     """A set of indices, each of which can be removed from all members at once.
 
     Attributes:
-      id: stable over traces: the first member's path and axis, and which part of the axis where it has several.
+      id: stable over traces: the path and axis of the first member that makes the indices (role `out`; or of the first
+        member), and which part of the axis where it has several.
       size: the number of indices.
       members: the axes of parameters that it runs along.
       exactness: `"consumers"`: to zero the weights that read it is the same as to remove it. `"masked"`: to zero all
@@ -107,8 +108,12 @@ def find_groups(
             for factor, atom in enumerate(parts):
                 if atom.frozen:
                     continue
-                names.setdefault(atom, f"{paths[leaf]}:{axis}" + (f":{factor}" if len(parts) > 1 else ""))
-                places.setdefault(atom, []).append((leaf, axis))
+                name = f"{paths[leaf]}:{axis}" + (f":{factor}" if len(parts) > 1 else "")
+                found = places.setdefault(atom, [])
+                # The weights that make an index name it, rather than a bias that comes first by the alphabet.
+                if not found or ("out" in roles[leaf, axis] and not any("out" in roles[place] for place in found)):
+                    names[atom] = name
+                found.append((leaf, axis))
     every = {
         (leaf, k): True for leaf, value in enumerate(axes.program.graph.inputs) for k in range(len(axes.of(value)))
     }
