@@ -13,7 +13,7 @@ from jaxprune import scores as scores_
 from jaxprune._counts import check_sparsity, is_traced
 from jaxprune.allocation import Allocation, Units, explicit, uniform
 from jaxprune.scores import Score
-from jaxprune.structures import NM, Structure, Unstructured
+from jaxprune.structures import NM, Structure, Unstructured, oriented
 from jaxprune.trees import PyTree, Where
 
 
@@ -95,7 +95,7 @@ def compute_masks(
     picked = [i for i, c in enumerate(chosen) if c]
     matched = match_rules(rules, [named[i][0] for i in picked])
     share: Any = allocation if callable(allocation) else explicit(allocation)
-    plan = _plan(named, picked, matched, structure, share, params, sparsity)
+    plan = _plan(named, picked, matched, structure, share, params, sparsity, where)
 
     by_score: dict[Any, list[jax.Array]] = {}
     result: list[jax.Array] = [jnp.asarray(True)] * len(named)
@@ -149,6 +149,7 @@ def _plan(
     allocation: Any,
     params: PyTree,
     sparsity: Any,
+    where: Where,
 ) -> list[tuple[Structure, Units | None]]:
     """Each pruned parameter's structure, and its units; N:M has no units, since its pattern fixes the count."""
     by_path = allocation.by_path(params) if isinstance(allocation, explicit) else {}
@@ -166,13 +167,16 @@ def _plan(
         if rule is not None:
             fixed = rule.sparsity if rule.sparsity is not None else fixed
             form = rule.structure if rule.structure is not None else structure
+        axes = trees.matrix_axes(where, path)
+        form = oriented(form, axes)
         if isinstance(form, NM):
             _check_nm(form, path, fixed if fixed is not None else sparsity)
             plan.append((form, None))
             continue
         count = math.prod(jax.eval_shape(form.pool, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)).shape)
         size = math.prod(leaf.shape)
-        plan.append((form, Units(path, leaf.shape, count, max(round(size / max(count, 1)), 1), fixed)))
+        layout = leaf.shape if axes is None else axes.layout(leaf.shape)
+        plan.append((form, Units(path, layout, count, max(round(size / max(count, 1)), 1), fixed)))
     return plan
 
 

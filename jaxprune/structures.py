@@ -12,7 +12,7 @@ from typing import Literal, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from jaxprune import _sharding, selection
+from jaxprune import _sharding, selection, trees
 from jaxprune._dtypes import at_least_float32
 
 # Up to this group size ranks by pairwise comparison beat a search by counting.
@@ -66,7 +66,8 @@ class NM:
     Attributes:
       n: kept weights of each group.
       m: group size.
-      axis: the contraction axis; -2 is that of Flax kernels, `(in, out)` and `(..., in, out)`.
+      axis: the contraction axis; None takes the one that a traced model given as `where` says, and without a trace -2,
+        that of Flax kernels, `(in, out)` and `(..., in, out)`.
       strict: raise where the axis is not divisible by `m`.
 
     Example:
@@ -80,7 +81,7 @@ class NM:
 
     n: int
     m: int
-    axis: int = -2
+    axis: int | None = None
     strict: bool = False
 
     def __post_init__(self):
@@ -145,12 +146,18 @@ class NM:
         return mask
 
     def _axis(self, shape: tuple[int, ...]) -> int:
-        axis = self.axis + len(shape) if self.axis < 0 else self.axis
+        given = -2 if self.axis is None else self.axis
+        axis = given + len(shape) if given < 0 else given
         if not 0 <= axis < len(shape):
-            raise ValueError(
-                f"{self}: a parameter of shape {shape} has no axis {self.axis}. Leave it out with `where`."
-            )
+            raise ValueError(f"{self}: a parameter of shape {shape} has no axis {given}. Leave it out with `where`.")
         return axis
+
+
+def oriented(structure: Structure, axes: trees.MatrixAxes | None) -> Structure:
+    """The structure with what a trace says: N:M runs along the last axis that is summed over."""
+    if isinstance(structure, NM) and structure.axis is None and axes is not None and axes.contract:
+        return dataclasses.replace(structure, axis=max(axes.contract))
+    return structure
 
 
 def _rank_within(keys: jax.Array, axis: int, n: int) -> jax.Array:

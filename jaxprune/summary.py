@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxprune import masks as masks_
 from jaxprune import trees
-from jaxprune.structures import NM
+from jaxprune.structures import NM, oriented
 from jaxprune.trees import PyTree, Where
 
 
@@ -102,7 +102,8 @@ def summary(params: PyTree, masks: PyTree, *, where: Where = None, asked: Any = 
     for (path, p), k, n, c, a in zip(named, kept, sizes, prunable, wanted, strict=True):
         size = n * p.dtype.itemsize
         packed = size if k == n else k * p.dtype.itemsize + -(-n // 8)
-        name = _structure_name(structure, np.shape(p)) if c else "dense"
+        form = oriented(structure, trees.matrix_axes(where, path)) if structure is not None else None
+        name = _structure_name(form, np.shape(p)) if c else "dense"
         rows.append(Row(path, np.shape(p), name, a, 1 - k / n if n else 0.0, k, n, size, packed))
     chosen = [row for row, c in zip(rows, prunable, strict=True) if c]
     return Summary(tuple(rows), _total("pruned parameters", chosen), _total("whole model", rows))
@@ -119,8 +120,9 @@ def _structure_name(structure: Any, shape: tuple[int, ...]) -> str:
     if structure is None:
         return ""
     if isinstance(structure, NM):
-        rest = shape[structure.axis] % structure.m
-        return f"{structure.n}:{structure.m}" + (f", last {rest} of axis {structure.axis} dense" if rest else "")
+        axis = -2 if structure.axis is None else structure.axis
+        rest = shape[axis] % structure.m
+        return f"{structure.n}:{structure.m}" + (f", last {rest} of axis {axis} dense" if rest else "")
     return type(structure).__name__.lower()
 
 

@@ -4,9 +4,10 @@ Every other module sees parameters only through this one: as a flat list of leav
 serves any pytree: dicts, lists, NamedTuples, dataclasses, `nnx.State`, boxed Linen parameters, Equinox modules.
 """
 
+import math
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,40 @@ PyTree: TypeAlias = Any
 Where: TypeAlias = str | Sequence[str] | Callable[[str, Any], bool] | PyTree | None
 
 _LISTED_PATHS = 20
+
+
+class MatrixAxes(NamedTuple):
+    """The axes of a parameter that is used as a matrix; any others are stacked layers or groups.
+
+    Attributes:
+      contract: summed over with the data's features.
+      output: become features of the result.
+      window: slide over space.
+    """
+
+    contract: tuple[int, ...]
+    output: tuple[int, ...]
+    window: tuple[int, ...] = ()
+
+    def layout(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of one matrix: its window, its fan-in, its fan-out."""
+        fans = [math.prod(shape[k] for k in axes) for axes in (self.contract, self.output)]
+        return (*(shape[k] for k in self.window), *fans)
+
+
+@runtime_checkable
+class Traced(Protocol):
+    """What `where` needs of a traced model: the parameters that dots and convolutions read, and how."""
+
+    @property
+    def matrix_axes(self) -> Mapping[str, MatrixAxes]:
+        """The matrix axes by path."""
+        ...
+
+
+def matrix_axes(where: Any, path: str) -> MatrixAxes | None:
+    """How a traced model uses a parameter as a matrix; None without a trace."""
+    return where.matrix_axes.get(path) if isinstance(where, Traced) else None
 
 
 def path_string(key_path: Sequence[Any]) -> str:
@@ -79,7 +114,8 @@ def resolve_where(where: Where, tree: PyTree) -> PyTree:
 
     Args:
       where: `None` takes the floating leaves with two dimensions or more; a regular expression (or a list of
-        them) must match a whole path; a callable gets `(path, leaf)`; a pytree of bools may be a prefix of `tree`.
+        them) must match a whole path; a callable gets `(path, leaf)`; a pytree of bools may be a prefix of `tree`; a
+        traced model (`jp.trace`) takes exactly the leaves that dots and convolutions read.
       tree: the parameters, concrete or abstract.
 
     Returns:
@@ -115,6 +151,8 @@ def resolve_where(where: Where, tree: PyTree) -> PyTree:
 def _chosen(where: Where, tree: PyTree, named: list[tuple[str, Any]]) -> list[bool]:
     if where is None:
         return [getattr(leaf, "ndim", 0) >= 2 for _, leaf in named]
+    if isinstance(where, Traced):
+        return [path in where.matrix_axes for path, _ in named]
     patterns = [where] if isinstance(where, str) else where
     if isinstance(patterns, (list, tuple)) and patterns and all(isinstance(p, str) for p in patterns):
         compiled = [compile_pattern(pattern) for pattern in patterns]

@@ -13,7 +13,7 @@ class Units:
 
     Attributes:
       path: the parameter's path.
-      shape: the parameter's shape.
+      shape: the parameter's shape; with a traced model as `where`, its window, fan-in and fan-out as a matrix.
       count: how many units it has.
       weight: how many weights a unit holds (of an edge block: at most).
       sparsity: a sparsity that a rule fixed for it, or None.

@@ -13,7 +13,7 @@ from jaxprune import trees
 from jaxprune.allocation import uniform
 from jaxprune.compute import Rule, compute_masks, match_rules
 from jaxprune.scores import Score
-from jaxprune.structures import Structure, Unstructured
+from jaxprune.structures import Structure, Unstructured, oriented
 from jaxprune.trees import PyTree, Where
 
 _SCORES_WITHOUT_GRADIENTS = (scores_.magnitude, scores_.random, scores_.lamp)
@@ -132,10 +132,10 @@ class MaskSettings:
         chosen = jax.tree.leaves(trees.resolve_where(self.where, params))
         matched = iter(match_rules(self.rules, [p for p, c in zip(trees.paths(params), chosen, strict=True) if c]))
         forms: list[Structure | None] = []
-        for c in chosen:
+        for path, c in zip(trees.paths(params), chosen, strict=True):
             rule = next(matched) if c else None
-            own = rule.structure if rule is not None else None
-            forms.append((own or self.structure) if c else None)
+            own = (rule.structure if rule is not None else None) or self.structure
+            forms.append(oriented(own, trees.matrix_axes(self.where, path)) if c else None)
         return forms
 
 

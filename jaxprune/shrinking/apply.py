@@ -67,6 +67,13 @@ def shrink(model: Model, plan: Plan, tree: PyTree) -> PyTree:
         if not fitting:
             return part
         found += 1
+        cuts = [[_kept_of(model, sizes, number) for number in numbers] for numbers in fitting]
+        if any(other != cuts[0] for other in cuts[1:]):
+            raise ValueError(
+                "a part of this tree has the structure and shapes of several parts of the parameters, which the plan "
+                f"cuts differently: those of {[model.paths[numbers[0]] for numbers in fitting]}. Give the whole tree "
+                "of parameters, or trees like it."
+            )
         chosen = [_cut_leaf(model, sizes, number, leaf) for number, leaf in zip(fitting[0], leaves, strict=True)]
         return jax.tree.unflatten(jax.tree.structure(part), chosen)
 
@@ -86,6 +93,10 @@ def _parts_of(model: Model) -> list[PyTree]:
     entries = jax.tree_util.default_registry.flatten_one_level(whole)
     below = list(entries[0]) if entries is not None else []
     return [whole, *(part for part in below if not isinstance(part, int) and jax.tree.leaves(part))]
+
+
+def _kept_of(model: Model, sizes: Sizes, number: int) -> list[list[int]]:
+    return [np.flatnonzero(sizes.mask(dim)).tolist() for dim in model.dims_of(number)]
 
 
 def _fits(model: Model, number: int, leaf: Any) -> bool:

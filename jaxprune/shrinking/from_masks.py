@@ -129,7 +129,7 @@ def _empty(group: Group, kept: Callable[[int], np.ndarray]) -> np.ndarray:
     """bool[size]: the indices of which every weight that has to be zero is."""
     readers = [member for member in group.members if "in" in member.roles]
     members = readers if group.consumers_suffice and readers else group.members
-    return np.logical_and.reduce([~_any(kept(member.leaf), member) for member in members])
+    return np.asarray(np.logical_and.reduce([~_any(kept(member.leaf), member) for member in members]))
 
 
 def _unfed(group: Group, leaves: list[Any]) -> np.ndarray:
@@ -137,7 +137,7 @@ def _unfed(group: Group, leaves: list[Any]) -> np.ndarray:
     makers = [member for member in group.members if "out" in member.roles]
     if not makers:
         return np.zeros(group.size, bool)
-    return np.logical_and.reduce([~_any(leaves[member.leaf] != 0, member) for member in makers])
+    return np.asarray(np.logical_and.reduce([~_any(leaves[member.leaf] != 0, member) for member in makers]))
 
 
 def _any(weights: np.ndarray, member: Member) -> np.ndarray:

@@ -1,6 +1,7 @@
 """`verify`: does the shrunk function compute what the masked model computes?"""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -140,12 +141,19 @@ def _nudged(leaf: Any) -> Any:
 
 
 def _distance(a: list[Any], b: list[Any]) -> float:
-    """The largest difference between floating outputs, as a fraction of the largest element of each."""
+    """The largest difference between outputs, as a fraction of the largest element of each; infinite with a NaN."""
     worst = 0.0
     for x, y in zip(a, b, strict=True):
-        if not np.size(x) or not jnp.issubdtype(x.dtype, jnp.inexact):
+        if jnp.shape(x) != jnp.shape(y):
+            raise AssertionError(f"an output has shape {jnp.shape(y)} after the cut, not {jnp.shape(x)}: please report")
+        if not np.size(x) or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             continue
-        wide = [np.asarray(array.astype(jnp.complex64 if jnp.iscomplexobj(array) else jnp.float32)) for array in (x, y)]
-        scale = float(np.max(np.abs(wide[0])))
-        worst = max(worst, float(np.max(np.abs(wide[0] - wide[1]))) / (scale or 1.0))
+        wide = jnp.complex64 if jnp.issubdtype(x.dtype, jnp.complexfloating) else jnp.float32
+        one, two = (np.asarray(jnp.asarray(array).astype(wide)) for array in (x, y))
+        if np.isnan(one).any() or np.isnan(two).any():
+            return math.inf
+        same = one == two  # infinities, too
+        scale = float(np.max(np.abs(one), initial=0.0, where=np.isfinite(one)))
+        apart = np.abs(np.where(same, 0, one) - np.where(same, 0, two))
+        worst = max(worst, float(np.max(apart)) / (scale or 1.0))
     return worst

@@ -93,7 +93,7 @@ class Axes:
             rule = self.rules.get(node.name)
             if rule is None:
                 self.freeze_all(node, f"jaxprune has no rule for the primitive {node.name!r}")
-            elif any(0 in self.shape(operand) for operand in (*node.inputs, *node.outputs)) and not node.subgraphs:
+            elif not rule.empty and any(0 in self.shape(x) for x in (*node.inputs, *node.outputs)):
                 self.freeze_all(node, "an array without elements takes part")
             else:
                 rule.axes(node, self)
@@ -131,7 +131,9 @@ class Sizes:
 
     def untouched(self, graph: Graph) -> bool:
         """Whether every value in a graph keeps its shape."""
-        values = {value for node in graph.everything() for value in (*node.inputs, *node.outputs)}
+        values: set[Operand] = {*graph.inputs, *graph.outputs}
+        for node in graph.everything():
+            values.update((*node.inputs, *node.outputs))
         return all(map(self.unchanged, values))
 
     def size(self, dim: Dim) -> int:

@@ -17,7 +17,7 @@ from jaxprune.tracing import custom_rules
 from jaxprune.tracing.axes import Sizes
 from jaxprune.tracing.dims import Dim
 from jaxprune.tracing.graph import Graph, Literal, Node, Operand, Program
-from jaxprune.tracing.means import Mean, rescale
+from jaxprune.tracing.means import Mean
 
 Operands = Callable[[Node, list[Any]], Sequence[Any]]
 
@@ -96,7 +96,9 @@ class Evaluator:
         if self.sizes is None:
             return bind(node.equation.primitive, operands, node.params)
         if node in self.means:
-            operands = rescale(operands, self.means[node], self.sizes)
+            mean, operands = self.means[node], list(operands)
+            count = jnp.asarray(operands[mean.operand])
+            operands[mean.operand] = count * jnp.asarray(mean.scale(self.sizes), count.dtype)
         rule, params = self.rules.get(node.name), node.params
         if rule is None or rule.generates or rule.resize is None:
             outputs = bind(node.equation.primitive, operands, params)

@@ -16,7 +16,7 @@ from jaxprune.tracing.dims import Dim
 from jaxprune.tracing.graph import Graph, Literal, Node, Operand
 from jaxprune.tracing.rules.contractions import free_axes
 from jaxprune.tracing.rules.elementwise import ELEMENTWISE
-from jaxprune.tracing.rules.reductions import REDUCTIONS, WINDOWS, reduced_axes
+from jaxprune.tracing.rules.reductions import REDUCTIONS, reduced_axes
 
 CONSUMERS, MASKED, APPROXIMATE = "consumers", "masked", "approximate"
 
@@ -33,10 +33,10 @@ _CASTS = frozenset(
     optimization_barrier device_put""".split()
 )
 # Elements of all operands, or of the first one, are moved; zeros among them stay zeros.
-_MOVE_ALL = frozenset("dynamic_update_slice concatenate pad stack sort select_and_gather_add".split())
+_MOVE_ALL = frozenset("pad stack sort select_and_gather_add".split())
 _MOVE_FIRST = frozenset(
-    """broadcast_in_dim broadcast_to cummax cummin cumprod cumsum dynamic_slice expand_dims fft gather reshape rev
-    select_and_scatter_add slice split squeeze tile unstack""".split()
+    """broadcast_in_dim broadcast_to cummax cummin cumprod cumsum dynamic_slice expand_dims fft gather reduce_window_max
+    reduce_window_min reduce_window_sum reshape rev select_and_scatter_add slice split squeeze tile unstack""".split()
 )
 _SUM_LIKE = frozenset("add sub add_any max min or xor".split())
 
@@ -130,9 +130,11 @@ class RemovedSlices:
             return [Held(tuple(held.axes[k] for k in node.params["permutation"]))]
         if name.startswith("scatter"):
             return [self._carried(node, node.outputs[0], (node.inputs[0], node.inputs[2]))]
+        if name in ("concatenate", "dynamic_update_slice"):
+            return [self._carried(node, node.outputs[0], node.inputs[: 2 if name[0] == "d" else None], pieces=True)]
         if name in _MOVE_ALL:
             return [self._carried(node, output, node.inputs) for output in node.outputs]
-        if name in _MOVE_FIRST | WINDOWS:
+        if name in _MOVE_FIRST:
             return [self._carried(node, output, node.inputs[:1]) for output in node.outputs]
         return [Held(tuple({} for _ in self.solved.of(output))) for output in node.outputs]
 
@@ -170,10 +172,10 @@ class RemovedSlices:
                     self.fault(node, operand, axis, held.axes[axis], "what is summed over this axis is not zero")
                 else:
                     self.fault(node, operand, axis, {}, f"{node.name} over this axis sees zeros in the masked model")
-        return [
-            Held(tuple(states for k, states in enumerate(self.of(operand).axes) if k not in gone))
-            for operand in node.inputs[:count]
-        ]
+        # Other reductions of zeros are zero; a function of the user's, or an index, may be anything.
+        known = node.name.startswith("reduce_")
+        rest = [[s for k, s in enumerate(self.of(operand).axes) if k not in gone] for operand in node.inputs[:count]]
+        return [Held(tuple(states if known else {} for states in axes)) for axes in rest]
 
     def _contract(self, node: Node, pairs: Iterable[tuple[int, int]]) -> None:
         left, right = node.inputs[:2]
@@ -219,20 +221,21 @@ class RemovedSlices:
         self.fault(node, node.inputs[1], numbers.rhs_spec[1], states, "neither factor of a sum over this axis is zero")
         result: list[Mapping[Dim, int]] = [{} for _ in numbers.out_spec]
         result[numbers.out_spec[0]] = left.axes[numbers.lhs_spec[0]]
-        result[numbers.out_spec[1]] = (
-            outputs
-            if groups == 1
-            else {
-                atom: _product([outputs.get(atom, ANYTHING), channels.get(atom, ANYTHING)])
-                for atom in {**outputs, **channels}
-            }
-        )
+        # The groups run along with the channels of the data; an index within a group does not, even where it is tied.
+        along = set(channels) - set(inner) if groups > 1 else set()
+        result[numbers.out_spec[1]] = {
+            atom: _product([state, channels.get(atom, ANYTHING)]) if atom in along else state
+            for atom, state in outputs.items()
+        }
         return Held(tuple(result))
 
     # Shapes.
 
-    def _carried(self, node: Node, output: int, operands: Sequence[Operand]) -> Held:
-        """Elements are moved, not changed: an atom on one axis before and one after takes its state along."""
+    def _carried(self, node: Node, output: int, operands: Sequence[Operand], pieces: bool = False) -> Held:
+        """Elements are moved, not changed: an atom on one axis before and one after takes its state along.
+
+        `pieces` says that an operand without the atom is another piece of the axis, and has no say.
+        """
         result: list[dict[Dim, int]] = [{} for _ in self.solved.of(output)]
         wanted = [(k, atom) for k, dim in enumerate(self.solved.of(output)) for atom in self.atoms(dim)]
         for atom in dict.fromkeys(atom for _, atom in wanted):
@@ -244,6 +247,8 @@ class RemovedSlices:
                     continue
                 own = self.solved.of(operand)
                 before = [k for k, dim in enumerate(own) if atom in self.atoms(dim)]
+                if pieces and not before:
+                    continue
                 found = [self.of(operand).get(k, atom) for k in before]
                 if len(found) != len(places):
                     found = [max(found, default=self._constant(operand))] * len(places)

@@ -1,23 +1,45 @@
 """Means: sums over an axis that are divided by the number of its indices, written into the trace as a number.
 
-After an axis has been cut, that number is either left alone (what the masked model computes) or scaled by the share
-that is left (what the same layer built smaller would compute). This module finds the places.
+After an axis has been cut, that number is either left alone (what the masked model computes) or replaced by the number
+of what is left (what the same layer built smaller would compute). This module finds the places.
 """
 
+import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from jaxprune._versions import bind
 from jaxprune.tracing.axes import Axes, Sizes
 from jaxprune.tracing.dims import Dim
-from jaxprune.tracing.graph import Literal, Node, Program
-
-Mean: TypeAlias = tuple[int, float, list[Dim]]
-"""Which operand is the count, the power of it (1, or -1 for a factor), and the summed axes."""
+from jaxprune.tracing.graph import Literal, Node, Operand, Program
 
 _PASS = frozenset("convert_element_type broadcast_in_dim reshape squeeze expand_dims".split())
+_ARITHMETIC = frozenset("add sub mul div max min neg convert_element_type integer_pow".split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """The count in a mean.
+
+    Attributes:
+      operand: which operand of the division (or multiplication) it is.
+      dims: the summed axes.
+      less: what is taken off the count: 1 in an unbiased variance.
+      power: 1 where the sum is divided by the count, -1 where it is multiplied with its inverse.
+    """
+
+    operand: int
+    dims: tuple[Dim, ...]
+    less: int
+    power: int
+
+    def scale(self, sizes: Sizes) -> float:
+        """What the number is to be multiplied with."""
+        before = math.prod(dim.size for dim in self.dims) - self.less
+        after = math.prod(sizes.size(dim) for dim in self.dims) - self.less
+        return (max(after, 1) / before) ** self.power
 
 
 def find_means(axes: Axes, program: Program) -> dict[Node, Mean]:
@@ -27,36 +49,55 @@ def find_means(axes: Axes, program: Program) -> dict[Node, Mean]:
       axes: the solved axes.
       program: the program that is to run.
     """
-    sums: dict[int, list[Dim]] = {}
+    sums: dict[int, tuple[Dim, ...]] = {}
+    numbers: dict[int, float] = {}
     means: dict[Node, Mean] = {}
     for node in program.graph.everything():
         first = node.inputs[0] if node.inputs else None
         if node.name == "reduce_sum":
             own = axes.of(node.inputs[0])
-            sums[node.outputs[0]] = [own[k] for k in node.params["axes"]]
+            sums[node.outputs[0]] = tuple(own[k] for k in node.params["axes"])
         elif node.name in _PASS and isinstance(first, int) and first in sums:
             sums[node.outputs[0]] = sums[first]
+        elif node.name in _ARITHMETIC and (values := _known(node, numbers, program)) is not None:
+            (result,) = bind(node.equation.primitive, values, node.params)
+            numbers[node.outputs[0]] = float(result)
         elif node.name in ("div", "mul"):
-            means.update((node, found) for found in _mean(node, sums))
+            means.update((node, mean) for mean in _means_at(node, sums, numbers))
     return means
 
 
-def _mean(node: Node, sums: dict[int, list[Dim]]) -> Iterator[Mean]:
+def _known(node: Node, numbers: Mapping[int, float], program: Program) -> list[np.ndarray] | None:
+    """The operands of a node that computes with numbers of the trace only, such as n - 1."""
+    if any(program.shape(operand) for operand in (*node.inputs, *node.outputs)):
+        return None
+    values = []
+    for operand in node.inputs:
+        number = _number(operand, numbers)
+        if number is None:
+            return None
+        aval = operand.aval if isinstance(operand, Literal) else program.avals[operand]
+        values.append(np.asarray(number, aval.dtype))
+    return values
+
+
+def _number(operand: Operand, numbers: Mapping[int, float]) -> float | None:
+    if not isinstance(operand, Literal):
+        return numbers.get(operand)
+    try:
+        return float(operand.value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _means_at(node: Node, sums: Mapping[int, tuple[Dim, ...]], numbers: Mapping[int, float]) -> Iterator[Mean]:
     for summed, number in ((0, 1), (1, 0)) if node.name == "mul" else ((0, 1),):
-        operand, literal = node.inputs[summed], node.inputs[number]
-        if isinstance(operand, Literal) or operand not in sums or not isinstance(literal, Literal):
+        operand, value = node.inputs[summed], _number(node.inputs[number], numbers)
+        if isinstance(operand, Literal) or operand not in sums or value is None:
             continue
         count = math.prod(dim.size for dim in sums[operand])
-        power = 1.0 if node.name == "div" else -1.0
-        if np.isclose(float(literal.value), float(count) ** power, rtol=1e-5):
-            yield number, power, sums[operand]
-
-
-def rescale(operands: Sequence[object], mean: Mean, sizes: Sizes) -> list[object]:
-    """The operands of a mean, with the count of what is left."""
-    number, power, dims = mean
-    share = math.prod(sizes.size(dim) for dim in dims) / math.prod(dim.size for dim in dims)
-    value = np.asarray(operands[number])
-    changed = list(operands)
-    changed[number] = (value * share**power).astype(value.dtype)
-    return changed
+        power = 1 if node.name == "div" else -1
+        for less in (0, 1):
+            if count > less and np.isclose(value, float(count - less) ** power, rtol=1e-5, atol=0):
+                yield Mean(number, sums[operand], less, power)
+                break

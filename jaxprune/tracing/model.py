@@ -18,7 +18,7 @@ from jaxprune.tracing.graph import Graph, Literal, Program, build
 from jaxprune.tracing.groups import Group, find_groups
 from jaxprune.tracing.origins import Origins
 from jaxprune.tracing.rules import RULES, Rule
-from jaxprune.tracing.sites import Roles, Site, find_sites
+from jaxprune.tracing.sites import CONVOLUTION, GATHER, Roles, Site, find_sites
 from jaxprune.trees import PyTree, Where
 
 
@@ -139,6 +139,21 @@ class Model:
         shapes = [(path, leaf.shape, str(leaf.dtype)) for path, leaf in zip(self.paths, self.leaves, strict=True)]
         groups = [(name, group.size) for name, group in self.groups.items()]
         return hashlib.sha256(repr((shapes, groups)).encode()).hexdigest()[:16]
+
+    @functools.cached_property
+    def matrix_axes(self) -> Mapping[str, trees.MatrixAxes]:
+        """How dots and convolutions use each floating parameter that they read; this makes a model a `where`.
+
+        A parameter that several read is described by the first of them.
+        """
+        found: dict[str, trees.MatrixAxes] = {}
+        for site in self.sites:
+            if site.kind == GATHER or not trees.is_floating(self.leaves[site.leaf]):
+                continue
+            window = site.contract[:-1] if site.kind == CONVOLUTION else ()
+            contract = tuple(axis for axis in site.contract if axis not in window)
+            found.setdefault(site.path, trees.MatrixAxes(contract, site.output, window))
+        return found
 
     def __repr__(self) -> str:
         return f"Model({len(self.paths)} parameters, {len(self.sites)} sites, {len(self.groups)} groups)"

@@ -81,7 +81,7 @@ def masked(model: jp.Model, plan: jp.Plan, params: Any, consumers_only: bool) ->
         for member in group.members:
             if consumers_only and group.consumers_suffice and "in" not in member.roles:
                 continue
-            at = [slice(None)] * leaves[member.leaf].ndim
+            at: list[Any] = [slice(None)] * leaves[member.leaf].ndim
             at[member.axis] = member.index[~keep].reshape(-1)
             leaves[member.leaf][tuple(at)] = 0
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
@@ -125,6 +125,10 @@ class Checker:
 
         return distance(self.dense(params), self.dense(jax.tree.map(nudge, params))) + 1.2e-7
 
+    def plan(self) -> jp.Plan:
+        """A random plan over all groups."""
+        return random_plan(self.model, list(self.model.groups), self.seed)
+
     def removal(self) -> dict[str, float]:
         """The errors, over what rounding allows, of the shrunk function against the masked one."""
         model, groups, errors = self.model, self.model.groups, {}
@@ -140,7 +144,7 @@ class Checker:
                 found = self.shrunk(plan, jp.shrink(model, plan, self.params))
                 errors[title] = distance(self._cut(plan, self.dense(zeroed)), found) / self.noise(zeroed)
         if groups:
-            plan = random_plan(model, list(groups), self.seed)
+            plan = self.plan()
             function, small = jp.shrunk_function(model, plan), jp.shrink(model, plan, self.params)
             shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(function, small, *self.args))]
             expected = [model.sizes(plan.keep).shape(value) for value in model.program.graph.outputs]
@@ -158,7 +162,9 @@ class Checker:
     def gradient(self) -> float | None:
         """The error of the gradient over the small parameters; None where the masked one is not finite."""
         model = self.model
-        plan = random_plan(model, [n for n, group in model.groups.items() if group.exactness != "approximate"], self.seed)
+        plan = random_plan(
+            model, [n for n, group in model.groups.items() if group.exactness != "approximate"], self.seed
+        )
         if not plan.keep:
             return None
         zeroed = masked(model, plan, self.params, False)
@@ -166,7 +172,9 @@ class Checker:
 
         def loss(function: Any, factors: Any) -> Any:
             def total(params: Any, *args: Any) -> Any:
-                return sum(jnp.sum(out * w) for out, w in zip(jax.tree.leaves(function(params, *args)), factors))
+                return sum(
+                    jnp.sum(out * w) for out, w in zip(jax.tree.leaves(function(params, *args)), factors, strict=True)
+                )
 
             return jax.jit(jax.grad(total), compiler_options=QUICK)
 
@@ -287,9 +295,10 @@ def main() -> None:
         outcomes.append(outcome)
         for fault in outcome.faults:
             print(f"seed {seed} {outcome.operations}: {fault}", flush=True)
-        if seed % 200 == 199:
-            jax.clear_caches()
-    print(json.dumps(summary(outcomes), indent=2), f"{time.perf_counter() - began:.0f} s")
+        if len(outcomes) % 100 == 0:
+            jax.clear_caches()  # no program is compiled twice
+            print(json.dumps(summary(outcomes)), f"{time.perf_counter() - began:.0f} s", flush=True)
+    print(json.dumps(summary(outcomes)), f"{time.perf_counter() - began:.0f} s")
 
 
 if __name__ == "__main__":

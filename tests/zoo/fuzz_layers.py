@@ -161,9 +161,14 @@ def branch(b: Builder, v: Value) -> Value:
         return lax.cond(
             args[flag],
             lambda x: jnp.einsum(equation, x, params[one]),
-            lambda x: x if same else jnp.zeros_like(x) + 1.0 if width == x.shape[v.axis] else x.sum() * jnp.ones(
-                [width if k == v.axis else n for k, n in enumerate(x.shape)], x.dtype
-            ) + jnp.einsum(equation, x, params[two]),
+            lambda x: (
+                x
+                if same
+                else jnp.zeros_like(x) + 1.0
+                if width == x.shape[v.axis]
+                else x.sum() * jnp.ones([width if k == v.axis else n for k, n in enumerate(x.shape)], x.dtype)
+                + jnp.einsum(equation, x, params[two])
+            ),
             x,
         )
 
@@ -271,10 +276,19 @@ def update(b: Builder, v: Value) -> Value | None:
     return b.emit(step, v, axis=v.axis)
 
 
-LAYERS = {
-    function.__name__: function
-    for function in (
-        [layer_norm, group_norm, batch_norm, attention, scan, loop, branch, tied, made_kernel, outer, gram, total]
-        + [update]
-    )
-}
+_ALL = [
+    layer_norm,
+    group_norm,
+    batch_norm,
+    attention,
+    scan,
+    loop,
+    branch,
+    tied,
+    made_kernel,
+    outer,
+    gram,
+    total,
+    update,
+]
+LAYERS = {function.__name__: function for function in _ALL}

@@ -78,9 +78,7 @@ def take(b: Builder, v: Value) -> Value:
     """A run of channels, or one of every two."""
     if v.channels % 2 == 0 and b.chance(0.4):
         begin = b.choose(0, 1)
-        return b.emit(
-            lambda params, args, x: lax.slice_in_dim(x, begin, v.channels, 2, v.axis), v, axis=v.axis
-        )
+        return b.emit(lambda params, args, x: lax.slice_in_dim(x, begin, v.channels, 2, v.axis), v, axis=v.axis)
     first = int(b.random.integers(0, v.channels // 2))
     last = int(b.random.integers(first + 2, v.channels + 1)) if first + 2 < v.channels else v.channels
     return b.emit(lambda params, args, x: lax.slice_in_dim(x, first, last, 1, v.axis), v, axis=v.axis)
@@ -270,12 +268,7 @@ def accumulate(b: Builder, v: Value) -> Value:
     return b.emit(lambda params, args, x: jnp.cumsum(x, axis), v, axis=v.axis)
 
 
-OPERATIONS = {
-    function.__name__: function
-    for function in (
-        [dense] * 1
-        + [convolution, pointwise, residual, gate, glu, concatenate, take, parts, stack, tile, repeat, pad, roll]
-        + [reverse, rotate, shuffle, transpose, merge, divide, pool, softmax, squeeze_excite, add_position, dropout]
-        + [accumulate]
-    )
-}
+_ALL = [dense, convolution, pointwise, residual, gate, glu, concatenate, take, parts, stack, tile, repeat, pad, roll]
+_ALL += [reverse, rotate, shuffle, transpose, merge, divide, pool, softmax, squeeze_excite, add_position, dropout]
+_ALL += [accumulate]
+OPERATIONS = {function.__name__: function for function in _ALL}

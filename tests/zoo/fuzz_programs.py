@@ -60,8 +60,8 @@ class Builder:
     def param(self, *shape: int, scale: float | None = None, around: float = 0.0) -> str:
         """A new parameter, by name; scaled so that a product with it keeps its size, unless told otherwise."""
         name = f"p{len(self.params):02d}"
-        scale = 1.5 / np.sqrt(max(shape[0], 2)) if scale is None else scale
-        self.params[name] = (around + scale * self.random.normal(size=shape)).astype(np.float32)
+        spread = float(1.5 / np.sqrt(max(shape[0], 2))) if scale is None else scale
+        self.params[name] = (around + spread * self.random.normal(size=shape)).astype(np.float32)
         return name
 
     def arg(self, array: Any) -> int:

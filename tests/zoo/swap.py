@@ -141,8 +141,12 @@ class SwapCheck:
         """How far the outputs are apart when two indices of a group are exchanged, relative to the largest one."""
         atom = self.model.atoms[group.id]
         order = exchange(group, atom, i, j)
-        return distance(self.outputs(params), self.outputs(swap_indices(self.model, params, group, i, j), order), order,
-                        [self.model.axes.of(value) for value in self.model.program.graph.outputs])
+        return distance(
+            self.outputs(params),
+            self.outputs(swap_indices(self.model, params, group, i, j), order),
+            order,
+            [self.model.axes.of(value) for value in self.model.program.graph.outputs],
+        )
 
 
 def distance(

@@ -18,11 +18,13 @@ class Rule:
         None where no parameter names a size.
       generates: whether the outputs are made at full size and then cut: what is drawn or counted out (`iota`, random
         bits) must not change because fewer positions are asked for.
+      empty: whether `axes` can deal with arrays without elements; otherwise such a node is frozen.
     """
 
     axes: Callable[[Node, Axes], None]
     resize: Callable[[Node, Sizes], dict[str, Any]] | None = None
     generates: bool = False
+    empty: bool = False
 
 
 RULES: dict[str, Rule] = {}

@@ -61,4 +61,4 @@ def _cond(node: Node, axes: Axes) -> None:
             axes.unify(node, axes.of(output), axes.of(branch.outputs[k]))
 
 
-RULES = {"scan": Rule(_scan), "while": Rule(_while), "cond": Rule(_cond)}
+RULES = {name: Rule(axes, empty=True) for name, axes in {"scan": _scan, "while": _while, "cond": _cond}.items()}

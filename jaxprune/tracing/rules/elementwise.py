@@ -41,5 +41,5 @@ def _pass_on(node: Node, axes: Axes) -> None:
         axes.set(output, axes.of(operand) if len(axes.of(operand)) == len(axes.shape(output)) else [])
 
 
-RULES = {name: Rule(_elementwise) for name in ELEMENTWISE}
+RULES = {name: Rule(_elementwise, empty=True) for name in ELEMENTWISE}
 RULES |= {name: Rule(_pass_on) for name in ("optimization_barrier", "device_put")}

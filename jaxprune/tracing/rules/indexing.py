@@ -88,6 +88,5 @@ RULES = {
     "dynamic_update_slice": Rule(_dynamic_update_slice),
 }
 RULES |= {
-    name: Rule(_scatter)
-    for name in "scatter scatter_add scatter-add scatter_mul scatter_min scatter_max scatter-sub scatter_sub".split()
+    name: Rule(_scatter) for name in "scatter scatter-add scatter-mul scatter-min scatter-max scatter-sub".split()
 }

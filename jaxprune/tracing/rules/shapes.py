@@ -95,11 +95,11 @@ def _concatenate(node: Node, axes: Axes) -> None:
 
 def _split(node: Node, axes: Axes) -> None:
     along, own = node.params["axis"], axes.of(node.inputs[0])
-    points = np.cumsum(node.params["sizes"])[:-1].tolist()
-    segments = dims.cut(own[along], points, Reason("a split cuts across this axis", node))
-    for output, segment in zip(node.outputs, segments, strict=True):
+    points = sorted({int(point) for point in np.cumsum(node.params["sizes"])} - {0, own[along].size})
+    segments = iter(dims.cut(own[along], points, Reason("a split cuts across this axis", node)))
+    for output, size in zip(node.outputs, node.params["sizes"], strict=True):
         result = list(own)
-        result[along] = segment
+        result[along] = next(segments) if size else dims.atom(0)
         axes.set(output, result)
 
 
@@ -112,6 +112,8 @@ def _slice(node: Node, axes: Axes) -> None:
         count = axes.shape(output)[k]
         if count == axis.size:
             result.append(axis)
+        elif not count:
+            result.append(dims.atom(0))
         elif stride == 1:
             points = sorted({start, limit} - {0, axis.size})
             segments = dims.cut(axis, points, Reason("a slice cuts across this axis", node))
@@ -187,7 +189,7 @@ def _resize_slice(node: Node, sizes: Sizes) -> dict[str, Any]:
         if sizes.whole(dim):
             continue
         mask, stride = sizes.mask(dim), strides[k]
-        if stride == 1:
+        if stride == 1 or starts[k] == limits[k]:
             starts[k], limits[k] = int(mask[: starts[k]].sum()), int(mask[: limits[k]].sum())
         else:  # whole periods of `stride` indices went
             limits[k] = int(mask.sum()) - (stride - 1 - starts[k])
@@ -209,16 +211,16 @@ def _resize_tile(node: Node, sizes: Sizes) -> dict[str, Any]:
 
 
 RULES = {
-    "transpose": Rule(_transpose),
+    "transpose": Rule(_transpose, empty=True),
     "squeeze": Rule(_squeeze),
     "expand_dims": Rule(_expand_dims),
-    "broadcast_in_dim": Rule(_broadcast_in_dim, _shape_of_output("shape")),
+    "broadcast_in_dim": Rule(_broadcast_in_dim, _shape_of_output("shape"), empty=True),
     "broadcast_to": Rule(_broadcast_to, _shape_of_output("shape")),
     "reshape": Rule(_reshape, _shape_of_output("new_sizes")),
-    "concatenate": Rule(_concatenate),
-    "split": Rule(_split, _resize_split),
-    "slice": Rule(_slice, _resize_slice),
-    "pad": Rule(_pad, _resize_pad),
+    "concatenate": Rule(_concatenate, empty=True),
+    "split": Rule(_split, _resize_split, empty=True),
+    "slice": Rule(_slice, _resize_slice, empty=True),
+    "pad": Rule(_pad, _resize_pad, empty=True),
     "tile": Rule(_tile, _resize_tile),
     "stack": Rule(_stack),
     "unstack": Rule(_unstack),
