@@ -50,7 +50,7 @@ def shrink(model: Model, plan: Plan, tree: PyTree) -> PyTree:
     """
     plan.check(model)
     sizes = model.sizes(plan.keep)
-    parts = _parts_of(model)
+    parts = parts_of(model)
     structures = {jax.tree.structure(part) for part in parts}
     found = 0
 
@@ -62,7 +62,7 @@ def shrink(model: Model, plan: Plan, tree: PyTree) -> PyTree:
         fitting = [
             numbers
             for numbers in map(jax.tree.leaves, parts)
-            if len(numbers) == len(leaves) and all(map(functools.partial(_fits, model), numbers, leaves))
+            if len(numbers) == len(leaves) and all(map(functools.partial(fits, model), numbers, leaves))
         ]
         if not fitting:
             return part
@@ -87,8 +87,8 @@ def shrink(model: Model, plan: Plan, tree: PyTree) -> PyTree:
     return result
 
 
-def _parts_of(model: Model) -> list[PyTree]:
-    """The tree of the numbers of the parameters, and its entries one level down that are trees themselves."""
+def parts_of(model: Model) -> list[PyTree]:
+    """The tree of the positions of the parameters, and its entries one level down that are trees themselves."""
     whole = jax.tree.unflatten(jax.tree.structure(model.params), range(len(model.paths)))
     entries = jax.tree_util.default_registry.flatten_one_level(whole)
     below = list(entries[0]) if entries is not None else []
@@ -99,7 +99,8 @@ def _kept_of(model: Model, sizes: Sizes, number: int) -> list[list[int]]:
     return [np.flatnonzero(sizes.mask(dim)).tolist() for dim in model.dims_of(number)]
 
 
-def _fits(model: Model, number: int, leaf: Any) -> bool:
+def fits(model: Model, number: int, leaf: Any) -> bool:
+    """Whether a leaf has the shape of a parameter, or is a mask for it."""
     shape, own = getattr(leaf, "shape", None), model.leaves[number].shape
     if shape is None:
         return isinstance(leaf, bool)

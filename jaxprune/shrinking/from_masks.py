@@ -142,7 +142,8 @@ def _unfed(group: Group, leaves: list[Any]) -> np.ndarray:
 
 def _any(weights: np.ndarray, member: Member) -> np.ndarray:
     others = tuple(axis for axis in range(weights.ndim) if axis != member.axis)
-    return np.asarray(weights.any(axis=others))[member.index].any(axis=1)
+    along = np.asarray(weights.any(axis=others))
+    return np.asarray(along[member.index].any(axis=1))
 
 
 def _without(weights: np.ndarray, member: Member, removed: np.ndarray) -> np.ndarray:

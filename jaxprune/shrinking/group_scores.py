@@ -1,7 +1,7 @@
 """How important each index of a group is: any score of weights, reduced over the weights that go with the index."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -107,12 +107,38 @@ def group_scores(
     leaves = jax.tree.leaves(score(params, grads=grads, stats=stats, key=key))
     counted = [True] * len(leaves) if members is None else jax.tree.leaves(trees.resolve_where(members, params))
 
-    def of_group(group: Group) -> jax.Array:
-        chosen = [m for m in group.members if counted[m.leaf]] or list(group.members)
-        each = jnp.stack([_of_member(jnp.abs(leaves[m.leaf]).astype(jnp.float32) ** power, m) for m in chosen])
-        return _NORMALIZERS[normalize](_REDUCTIONS[reduction](each))
+    values = {leaf: jnp.abs(x).astype(jnp.float32) ** power for leaf, x in enumerate(leaves) if trees.is_floating(x)}
+    preferred = {leaf for leaf, flag in enumerate(counted) if flag}
+    return reduce_to_groups(model, values, preferred, reduction, normalize)
 
-    return {name: of_group(group) for name, group in model.groups.items()}
+
+def reduce_to_groups(
+    model: Model,
+    values: Mapping[int, jax.Array],
+    preferred: Collection[int],
+    reduction: Reduction = "mean",
+    normalize: Normalizer = "mean",
+) -> dict[str, jax.Array]:
+    """Sums a value of each weight over the weights of each index, then over members; jittable.
+
+    Args:
+      model: the traced model.
+      values: arrays of the parameters' shapes, by the parameters' positions; members of others are left out.
+      preferred: the parameters that count where a group has any of them.
+      reduction: over the members.
+      normalize: within a group.
+
+    Returns:
+      float[size] by the id of each group that has a member among the values.
+    """
+    scores = {}
+    for name, group in model.groups.items():
+        known = [member for member in group.members if member.leaf in values]
+        chosen = [member for member in known if member.leaf in preferred] or known
+        if chosen:
+            each = jnp.stack([_of_member(values[member.leaf], member) for member in chosen])
+            scores[name] = _NORMALIZERS[normalize](_REDUCTIONS[reduction](each))
+    return scores
 
 
 def _of_member(values: jax.Array, member: Member) -> jax.Array:
