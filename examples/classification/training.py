@@ -68,14 +68,15 @@ def normalise(images: jax.Array) -> jax.Array:
 class MemoryFeed:
     """Images that lie on the device as bytes; batches are gathered inside the compiled step."""
 
-    def __init__(self, data: ImageData, batch_size: int) -> None:
+    def __init__(self, data: ImageData, batch_size: int, prepare: Callable[[jax.Array], jax.Array] = normalise) -> None:
         """Puts the training images on the device.
 
         Args:
           data: the image set.
           batch_size: images a step.
+          prepare: makes floats of a batch of bytes.
         """
-        self._data, self._batch_size = data, batch_size
+        self._data, self._batch_size, self._prepare = data, batch_size, prepare
         self._x, self._y = jnp.asarray(data.train_x), jnp.asarray(data.train_y)
 
     def advance(self, update: Update) -> Advance:
@@ -93,7 +94,7 @@ class MemoryFeed:
         ) -> tuple[TrainState, jax.Array]:
             def one(state: TrainState, step: jax.Array) -> tuple[TrainState, jax.Array]:
                 chosen = batch_indices(key, step, size, batch_size)
-                return update(state, normalise(x[chosen]), y[chosen])
+                return update(state, self._prepare(x[chosen]), y[chosen])
 
             if count == 1:  # no loop: XLA:CPU runs convolutions inside a loop on one thread
                 return one(state, start)
@@ -107,14 +108,14 @@ class MemoryFeed:
     def first_batch(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """See `Feed`."""
         chosen = batch_indices(key, 0, len(self._data.train_x), self._batch_size)
-        return normalise(self._x[chosen]), self._y[chosen]
+        return self._prepare(self._x[chosen]), self._y[chosen]
 
     def test_batches(self) -> Iterator[tuple[jax.Array, jax.Array]]:
         """See `Feed`."""
         x, y = self._data.test_x, self._data.test_y
         for start in range(0, len(x), _EVALUATION_BATCH):
             part = slice(start, start + _EVALUATION_BATCH)
-            yield normalise(jnp.asarray(x[part])), jnp.asarray(y[part])
+            yield self._prepare(jnp.asarray(x[part])), jnp.asarray(y[part])
 
 
 class StreamFeed:

@@ -17,7 +17,7 @@ from jaxprune._versions import bind
 from jaxprune.tracing import dims
 from jaxprune.tracing.axes import Axes, Sizes
 from jaxprune.tracing.dims import Dim
-from jaxprune.tracing.graph import Literal, Node, Operand, Program, build
+from jaxprune.tracing.graph import Graph, Literal, Node, Operand, Program, build
 
 if TYPE_CHECKING:
     from jaxprune.tracing.evaluate import Evaluator
@@ -90,48 +90,32 @@ class _Derivative:
     def __init__(self, evaluator: "Evaluator", node: Node, floating: Sequence[int], forward: bool):
         self.evaluator = evaluator
         self.solved = False
-        body, sizes = node.body, evaluator.sizes
-        assert body is not None and sizes is not None
-        program, axes = sizes.program, sizes.axes
-        avals = [_abstract(program, value) for value in body.inputs]
-        makes = [_abstract(program, value) for value in body.outputs if not isinstance(value, Literal)]
-        chosen = [avals[k] for k in floating]
-        wanted: list[Operand] = [*body.outputs, *(v for v, a in zip(body.outputs, makes, strict=True) if _floats(a))]
-
-        def original(*values: Any) -> list[Any]:
-            own = dict(zip(body.inputs, values, strict=True))
-            operands = [own[x] if isinstance(x, int) else np.asarray(x.value, x.aval.dtype) for x in node.inputs]
-            return bind(node.equation.primitive, operands, node.params)
-
-        def at(values: Sequence[Any], moved: Sequence[Any]) -> list[Any]:
-            own = list(values)
-            for k, x in zip(floating, moved, strict=True):
-                own[k] = x
-            return original(*own)
-
-        def pushed(values: Sequence[Any], given: Sequence[Any]) -> list[Any]:
-            primals = [values[k] for k in floating]
-            outputs, made = jax.jvp(lambda *moved: at(values, moved), tuple(primals), tuple(given))
-            return [*outputs, *(t for y, t in zip(outputs, made, strict=True) if _floats(y))]
-
-        def pulled(values: Sequence[Any], given: Sequence[Any]) -> list[Any]:
-            def floats(*moved: Any) -> list[Any]:
-                return _floating_only(at(values, moved))
-
-            return list(jax.vjp(floats, *(values[k] for k in floating))[1](list(given)))
-
-        if forward:
-            jaxpr = jax.make_jaxpr(pushed)(avals, chosen)
-            given = [body.inputs[k] for k in floating]
-        else:
-            jaxpr = jax.make_jaxpr(pulled)(avals, [aval for aval in makes if _floats(aval)])
-            given = [value for value, aval in zip(body.outputs, makes, strict=True) if _floats(aval)]
-            wanted = [body.inputs[k] for k in floating]
-        self._solve(build(jaxpr), axes, sizes, [*body.inputs, *given], wanted)
+        sizes = evaluator.sizes
+        assert sizes is not None and node.body is not None
+        # Axes are solved at the sizes of the trace; what runs may have another batch size.
+        traced = node if sizes.program is sizes.axes.program else _same_region(sizes.axes.program.graph, node)
+        if traced is None:
+            return
+        program = _derivative(sizes.axes.program, traced, floating, forward)
+        running = program if traced is node else _derivative(sizes.program, node, floating, forward)
+        outputs = [
+            value
+            for value in node.body.outputs
+            if isinstance(value, int) and jnp.issubdtype(sizes.program.avals[value].dtype, jnp.inexact)
+        ]
+        moved = [node.body.inputs[k] for k in floating]
+        sources = [*node.body.inputs, *(moved if forward else outputs)]
+        self._solve(sizes, program, running, sources, [*node.body.outputs, *outputs] if forward else moved)
 
     def _solve(
-        self, program: Program, axes: Axes, sizes: Sizes, sources: Sequence[Operand], wanted: Sequence[Operand]
+        self,
+        sizes: Sizes,
+        program: Program,
+        running: Program,
+        sources: Sequence[Operand],
+        wanted: Sequence[Operand],
     ) -> None:
+        axes = sizes.axes
         copies: dict[Dim, Dim] = {}
         own = Axes(program, axes.rules)
         for value, source in zip(program.graph.inputs, sources, strict=True):
@@ -148,19 +132,56 @@ class _Derivative:
             if target in keep and not np.array_equal(keep[target], sizes.mask(source)):
                 return
             keep[target] = sizes.mask(source)
-        smaller = Sizes(own, keep)
-        if [smaller.shape(value) for value in program.graph.outputs] != [sizes.shape(value) for value in wanted]:
+        smaller = Sizes(own, keep, running)
+        if [smaller.shape(value) for value in running.graph.outputs] != [sizes.shape(value) for value in wanted]:
             return
-        self.run = type(self.evaluator)(program, axes.rules, smaller)
+        self.run = type(self.evaluator)(running, axes.rules, smaller)
         self.solved = True
 
     def __call__(self, values: Sequence[Any], given: Sequence[Any]) -> list[Any]:
         return self.run([*values, *given])
 
 
+def _derivative(program: Program, node: Node, floating: Sequence[int], forward: bool) -> Program:
+    """Traces the derivative of a region at the shapes that it has in a program."""
+    body = node.body
+    assert body is not None
+    avals = [_abstract(program, value) for value in body.inputs]
+    chosen = [avals[k] for k in floating]
+
+    def at(values: Sequence[Any], moved: Sequence[Any]) -> list[Any]:
+        own = dict(zip(body.inputs, values, strict=True))
+        own.update(zip((body.inputs[k] for k in floating), moved, strict=True))
+        operands = [own[x] if isinstance(x, int) else np.asarray(x.value, x.aval.dtype) for x in node.inputs]
+        return bind(node.equation.primitive, operands, node.params)
+
+    def pushed(values: Sequence[Any], given: Sequence[Any]) -> list[Any]:
+        primals = tuple(values[k] for k in floating)
+        outputs, made = jax.jvp(lambda *moved: at(values, moved), primals, tuple(given))
+        return [*outputs, *(t for y, t in zip(outputs, made, strict=True) if jnp.issubdtype(y.dtype, jnp.inexact))]
+
+    def pulled(values: Sequence[Any], given: Sequence[Any]) -> list[Any]:
+        primals = (values[k] for k in floating)
+        return list(jax.vjp(lambda *moved: _floating_only(at(values, moved)), *primals)[1](list(given)))
+
+    if forward:
+        return build(jax.make_jaxpr(pushed)(avals, chosen))
+    makes = [_abstract(program, value) for value in body.outputs if isinstance(value, int)]
+    return build(jax.make_jaxpr(pulled)(avals, [aval for aval in makes if jnp.issubdtype(aval.dtype, jnp.inexact)]))
+
+
+def _same_region(graph: Graph, node: Node) -> Node | None:
+    """The region of another trace of the same function that makes the values of the same numbers."""
+    assert node.body is not None
+    for other in graph.nodes:
+        if other.name == node.name and other.body is not None and other.body.outputs == node.body.outputs:
+            return other
+        inner = [body for body in (other.body, *other.subgraphs) if body is not None]
+        found = next((found for body in inner if (found := _same_region(body, node)) is not None), None)
+        if found is not None:
+            return found
+    return None
+
+
 def _abstract(program: Program, value: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(program.avals[value].shape, program.avals[value].dtype)
-
-
-def _floats(aval: Any) -> bool:
-    return jnp.issubdtype(aval.dtype, jnp.inexact)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune import _sharding
 from jaxprune._versions import bind
 from jaxprune.tracing import custom_rules
 from jaxprune.tracing.axes import Sizes
@@ -26,8 +27,7 @@ def take(array: Any, axes: Sequence[Dim], sizes: Sizes) -> Any:
     """Cuts an array of full size down to the kept positions of its axes."""
     for k, dim in enumerate(axes):
         if not sizes.whole(dim):
-            kept = np.flatnonzero(sizes.mask(dim))
-            array = array[(slice(None),) * k + (kept,)] if isinstance(array, np.ndarray) else jnp.take(array, kept, k)
+            array = _sharding.take(array, np.flatnonzero(sizes.mask(dim)), k)
     return array
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 
+import jax
 import numpy as np
 
 from jaxprune._versions import bind
@@ -60,7 +61,8 @@ def find_means(axes: Axes, program: Program) -> dict[Node, Mean]:
         elif node.name in _PASS and isinstance(first, int) and first in sums:
             sums[node.outputs[0]] = sums[first]
         elif node.name in _ARITHMETIC and (values := _known(node, numbers, program)) is not None:
-            (result,) = bind(node.equation.primitive, values, node.params)
+            with jax.ensure_compile_time_eval():  # the shrunk function may be under jit
+                (result,) = bind(node.equation.primitive, values, node.params)
             numbers[node.outputs[0]] = float(result)
         elif node.name in ("div", "mul"):
             means.update((node, mean) for mean in _means_at(node, sums, numbers))

@@ -1,0 +1,1 @@
+"""Training that shrinks the network between its phases."""
