@@ -1,9 +1,12 @@
 """The places where releases of JAX differ, and where the public API has a gap."""
 
+import sysconfig
 from collections.abc import Sequence
 from typing import Any
 
 from jax.extend import core
+
+_STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
 def bind(primitive: Any, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:
@@ -29,7 +32,12 @@ def source_line(equation: Any) -> str:
     traceback = equation.source_info.traceback
     frames = [] if traceback is None else traceback.frames
     libraries = ("/jax/", "/flax/", "/haiku/", "/equinox/", "/optax/", "/jaxprune/tracing/")
-    own = [frame for frame in frames if not any(part in frame.file_name for part in libraries)]
+    own = [
+        frame
+        for frame in frames
+        if not any(part in frame.file_name for part in libraries)
+        and ("site-packages" in frame.file_name or not frame.file_name.startswith(_STANDARD_LIBRARY))
+    ]
     for frame in own[:1]:
         return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
     return ""

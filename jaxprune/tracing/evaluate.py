@@ -39,7 +39,8 @@ class Evaluator:
       rules: the rules that know how to resize a node; needed with `sizes`.
       sizes: what is left of every axis; None runs at full size.
       operands: called with each node and the operands it is about to read, and gives those it shall read instead:
-        the place to look at the inputs of a node, or to replace a parameter.
+        the place to look at the inputs of a node, or to replace a parameter. Inside of loops and branches the operands
+        belong to JAX's trace of the body, and must not be kept.
       means: the nodes that divide a sum by a count (`find_means`), which is then scaled to what is left.
     """
 

@@ -26,7 +26,8 @@ def explain(model: "Model", path: str, axis: int | None = None) -> str:
     rank = len(aval.shape)
     if axis is not None:
         if not -rank <= axis < rank:
-            raise ValueError(f"{path} has shape {aval.shape}, so no axis {axis}; give one from 0 to {rank - 1}.")
+            given = f"give one from 0 to {rank - 1}" if rank else "it has none"
+            raise ValueError(f"{path} has shape {aval.shape}, so no axis {axis}; {given}.")
         return _axis(model, leaf, axis % rank)
     lines = [f"{path}: {aval.dtype}{list(aval.shape)}"]
     if leaf not in model.used:
@@ -56,6 +57,9 @@ def _part(model: "Model", leaf: int, axis: int, atom: Dim, names: dict[Dim, str]
     if atom in names:
         return _tied(model.groups[names[atom]], leaf, axis)
     if not atom.frozen:
+        outputs = [dim for value in model.program.graph.outputs for dim in model.axes.of(value)]
+        if any(atom in dims.atoms_of(dim) for dim in outputs):
+            return "only ends in an output that may change: nothing sums over it, so it forms no group."
         return "has no part in the result: nothing that an output depends on reads it."
     reasons = list(dict.fromkeys(str(reason) for reason in atom.reasons))
     return f"stays as it is: {'; '.join(reasons)}."

@@ -1,7 +1,6 @@
 """Where parameters are consumed: the operations that read one, and what each of its axes is there."""
 
 import dataclasses
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -187,12 +186,3 @@ def _with_repeats(graph: Graph, repeats: int) -> Iterator[tuple[Node, int]]:
         for subgraph in node.subgraphs:
             yield from _with_repeats(subgraph, times)
 
-
-def loop_trips(graph: Graph) -> Iterator[tuple[Node, int]]:
-    """Every primitive of a graph and of its loops, with how often it runs in one call."""
-    return _with_repeats(graph, 1)
-
-
-def product_of(shape: Sequence[int], axes: Sequence[int]) -> int:
-    """The number of positions along some axes of a shape."""
-    return math.prod(shape[k] for k in axes)
