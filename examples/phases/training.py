@@ -26,6 +26,7 @@ class Settings:
 
     Attributes:
       steps: in total, whatever the phases.
+      width: channels of the first stage, before any cut.
       rate: the first learning rate; it falls to zero along a cosine.
       macs: the share of multiply-adds that stays after the last cut; 1 trains the dense network.
       cuts: in how many cuts the share is reached.
@@ -36,6 +37,7 @@ class Settings:
     """
 
     steps: int
+    width: int = 48
     rate: float = 0.1
     macs: float = 1.0
     cuts: int = 2
@@ -84,7 +86,7 @@ def run(feed: MemoryFeed, settings: Settings, seed: int, tick: Callable[[int], N
     """
     key = jax.random.key(seed)
     x, _ = feed.first_batch(key)
-    variables = jax.jit(ResidualCNN().init)(jax.random.fold_in(key, 1), x[:1])
+    variables = jax.jit(ResidualCNN(width=settings.width).init)(jax.random.fold_in(key, 1), x[:1])
     rates = optax.cosine_decay_schedule(settings.rate, settings.steps)
     optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rates, momentum=0.9, nesterov=True))
     outcome = Outcome(variables)
