@@ -7,6 +7,8 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.experimental.shard_alike import shard_alike
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -61,6 +63,36 @@ def like(array: jax.Array, other: jax.Array) -> jax.Array:
     if isinstance(other, Tracer):
         return shard_alike(array, other)[0]
     return array
+
+
+def take(array: Any, indices: np.ndarray, axis: int) -> Any:
+    """Some indices of an axis; of an abstract array, too.
+
+    The result is sharded as the array was, but whole along the axis where its new size does not divide.
+    """
+    if isinstance(array, np.ndarray):
+        return np.take(array, indices, axis)
+    concrete = not isinstance(array, Tracer) and isinstance(array.sharding, NamedSharding)
+    placed = _cut(array.sharding, array.ndim, axis, indices.size) if concrete else None
+    if isinstance(array, jax.ShapeDtypeStruct):
+        shape = (*array.shape[:axis], indices.size, *array.shape[axis + 1 :])
+        return jax.ShapeDtypeStruct(shape, array.dtype, sharding=placed)
+    explicit = _explicit(array)
+    if explicit is None:
+        taken = jnp.take(array, indices, axis)
+    else:
+        whole = _cut(explicit, array.ndim, axis, indices.size)
+        taken = array.at[(slice(None),) * axis + (indices,)].get(out_sharding=whole)
+    return taken if placed is None or isinstance(taken, Tracer) else jax.device_put(taken, placed)
+
+
+def _cut(sharding: NamedSharding, ndim: int, axis: int, size: int) -> NamedSharding:
+    """The sharding of an array one of whose axes has changed its size."""
+    spec = _spec(sharding, ndim)
+    names = (spec[axis],) if isinstance(spec[axis], str) else spec[axis] or ()
+    if size % math.prod(sharding.mesh.shape[name] for name in names):
+        spec[axis] = None
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec), memory_kind=sharding.memory_kind)
 
 
 def _explicit(array: Any) -> Any:

@@ -114,7 +114,7 @@ def _changed_numbers(function: Callable[..., Any], model: Model, params: PyTree)
     full = list(model.program.graph.everything())
     if [node.name for node in small] != [node.name for node in full]:
         return ""
-    means = find_means(model.axes, model.program)
+    means = find_means(model.program)
     lines = dict.fromkeys(
         new.source for old, new in zip(full, small, strict=True) if old not in means and _scalars(old) != _scalars(new)
     )

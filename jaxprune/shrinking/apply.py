@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import trees
+from jaxprune import _sharding, trees
+from jaxprune.shrinking.matching import derived, fits, like, parts_of
 from jaxprune.shrinking.plan import Plan
 from jaxprune.tracing import Model
 from jaxprune.tracing.axes import Sizes
@@ -21,9 +22,10 @@ from jaxprune.trees import PyTree
 def shrink(model: Model, plan: Plan, tree: PyTree) -> PyTree:
     """Cuts away what the plan does not keep.
 
-    Every part of `tree` that has the structure and the shapes of the traced parameters, or of one entry of them (such
-    as `params["params"]` of Flax), is cut as they are: the parameters themselves, their masks, moments in an
-    optimiser's state, moving averages. Everything else stays: counters, keys, hyperparameters.
+    Every part of `tree` that has the paths and the shapes of the traced parameters, or of one entry of them (such as
+    `params["params"]` of Flax), is cut as they are: the parameters themselves, their masks, moments in an optimiser's
+    state, moving averages. Everything else stays: counters, keys, hyperparameters. Sharded arrays stay sharded, except
+    along an axis whose new size no longer divides.
 
     Args:
       model: the traced model.
@@ -34,7 +36,8 @@ def shrink(model: Model, plan: Plan, tree: PyTree) -> PyTree:
       A tree of the same structure, with smaller arrays.
 
     Raises:
-      ValueError: the plan does not fit the model, or `tree` has no part like the parameters.
+      ValueError: the plan does not fit the model, `tree` has no part like the parameters, or one that cannot be cut
+        along, such as the factored moments of Adafactor.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -49,78 +52,60 @@ def shrink(model: Model, plan: Plan, tree: PyTree) -> PyTree:
       (2, 2)
     """
     plan.check(model)
-    sizes = model.sizes(plan.keep)
-    parts = parts_of(model)
-    structures = {jax.tree.structure(part) for part in parts}
+    sizes, parts = model.sizes(plan.keep), parts_of(model)
     found = 0
 
-    def cut(part: PyTree) -> PyTree:
+    def cut(node: PyTree) -> PyTree:
         nonlocal found
-        if jax.tree.structure(part) not in structures:
-            return part
-        leaves = jax.tree.leaves(part)
-        fitting = [
-            numbers
-            for numbers in map(jax.tree.leaves, parts)
-            if len(numbers) == len(leaves) and all(map(functools.partial(fits, model), numbers, leaves))
-        ]
+        leaves = jax.tree.leaves(node)
+        candidates = like(parts, node)
+        fitting = [c for c in candidates if all(map(functools.partial(fits, model), c, leaves))]
         if not fitting:
-            return part
+            _check_left_alone(model, sizes, candidates, leaves)
+            return node
         found += 1
         cuts = [[_kept_of(model, sizes, number) for number in numbers] for numbers in fitting]
         if any(other != cuts[0] for other in cuts[1:]):
             raise ValueError(
-                "a part of this tree has the structure and shapes of several parts of the parameters, which the plan "
-                f"cuts differently: those of {[model.paths[numbers[0]] for numbers in fitting]}. Give the whole tree "
-                "of parameters, or trees like it."
+                "a part of this tree has the paths and shapes of several parts of the parameters, which the plan cuts "
+                f"differently: those of {[model.paths[numbers[0]] for numbers in fitting]}. Give the whole tree of "
+                "parameters, or trees like it."
             )
         chosen = [_cut_leaf(model, sizes, number, leaf) for number, leaf in zip(fitting[0], leaves, strict=True)]
-        return jax.tree.unflatten(jax.tree.structure(part), chosen)
+        return jax.tree.unflatten(jax.tree.structure(node), chosen)
 
-    result = jax.tree.map(cut, tree, is_leaf=lambda part: jax.tree.structure(part) in structures)
+    result = jax.tree.map(cut, tree, is_leaf=lambda node: bool(like(parts, node)))
     if not found:
         raise ValueError(
-            "nothing in this tree has the structure and the shapes of the traced parameters, so nothing can be cut. "
-            f"The parameters are {trees.list_paths(model.paths)}; trace the model with everything that shall be cut "
-            "along."
+            "nothing in this tree has the paths and the shapes of the traced parameters, so nothing can be cut. The "
+            f"parameters are {trees.list_paths(model.paths)}; trace the model with everything that shall be cut along."
         )
     return result
 
 
-def parts_of(model: Model) -> list[PyTree]:
-    """The tree of the positions of the parameters, and its entries one level down that are trees themselves."""
-    whole = jax.tree.unflatten(jax.tree.structure(model.params), range(len(model.paths)))
-    entries = jax.tree_util.default_registry.flatten_one_level(whole)
-    below = list(entries[0]) if entries is not None else []
-    return [whole, *(part for part in below if not isinstance(part, int) and jax.tree.leaves(part))]
+def _check_left_alone(model: Model, sizes: Sizes, candidates: Sequence[Sequence[int]], leaves: Sequence[Any]) -> None:
+    """Raises where a part that does not fit must not be left as it is, because its parameters are cut."""
+    for numbers in candidates:
+        complete = len(numbers) == len(model.paths) > 1
+        for number, leaf in zip(numbers, leaves, strict=True):
+            follows = derived(model, number, leaf) or (complete and np.ndim(leaf) > 0 and not fits(model, number, leaf))
+            if follows and not all(map(sizes.whole, model.dims_of(number))) and np.size(leaf) > 1:
+                raise ValueError(
+                    f"a part of this tree has an array of shape {np.shape(leaf)} for {model.paths[number]}, which has "
+                    f"{model.leaves[number].shape} and is cut: what is not shaped like the parameter (factored "
+                    "moments, packed masks, parameters that are cut already) cannot be cut along. Shrink the other "
+                    "parts, and initialise this one anew for the smaller parameters."
+                )
 
 
 def _kept_of(model: Model, sizes: Sizes, number: int) -> list[list[int]]:
     return [np.flatnonzero(sizes.mask(dim)).tolist() for dim in model.dims_of(number)]
 
 
-def fits(model: Model, number: int, leaf: Any) -> bool:
-    """Whether a leaf has the shape of a parameter, or is a mask for it."""
-    shape, own = getattr(leaf, "shape", None), model.leaves[number].shape
-    if shape is None:
-        return isinstance(leaf, bool)
-    return tuple(shape) == own or (getattr(leaf, "dtype", None) == bool and _broadcasts(shape, own))
-
-
-def _broadcasts(shape: Sequence[int], own: Sequence[int]) -> bool:
-    return len(shape) in (0, len(own)) and all(a in (1, b) for a, b in zip(shape, own, strict=len(shape) > 0))
-
-
 def _cut_leaf(model: Model, sizes: Sizes, number: int, leaf: Any) -> Any:
-    axes = model.dims_of(number)
-    for axis, dim in enumerate(axes if np.ndim(leaf) else ()):
+    for axis, dim in enumerate(model.dims_of(number) if np.ndim(leaf) else ()):
         if leaf.shape[axis] == dim.size and not sizes.whole(dim):
-            kept = np.flatnonzero(sizes.mask(dim))
-            if isinstance(leaf, jax.ShapeDtypeStruct):
-                shape = (*leaf.shape[:axis], kept.size, *leaf.shape[axis + 1 :])
-                leaf = jax.ShapeDtypeStruct(shape, leaf.dtype)
-            else:
-                leaf = np.take(leaf, kept, axis) if isinstance(leaf, np.ndarray) else jnp.take(leaf, kept, axis)
+            leaf = _sharding.take(leaf, np.flatnonzero(sizes.mask(dim)), axis)
     return leaf
 
 
@@ -160,7 +145,7 @@ def shrunk_function(model: Model, plan: Plan, norm: Literal["exact", "resize"] =
         leaves = _checked_leaves(model, expected, params)
         program = _program_for(model, args)
         sizes = model.sizes(plan.keep, program)
-        means = find_means(model.axes, program) if norm == "resize" else None
+        means = find_means(program) if norm == "resize" else None
         evaluator = Evaluator(program, model.axes.rules, sizes, means=means)
         outputs = evaluator([*leaves, *jax.tree.leaves(args)])
         return jax.tree.unflatten(jax.tree.structure(model.outputs), outputs)

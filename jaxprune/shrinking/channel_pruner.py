@@ -1,7 +1,7 @@
 """Gradual pruning of whole indices in training: channels, heads, features, as the groups of a trace tie them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ from jaxprune.pruners import Pruner
 from jaxprune.pruners._pruner import Context
 from jaxprune.schedules import Schedule
 from jaxprune.scores import Score
-from jaxprune.shrinking.apply import fits, parts_of
 from jaxprune.shrinking.group_scores import Normalizer, Reduction, reduce_to_groups
+from jaxprune.shrinking.matching import positions_in
 from jaxprune.tracing import Model
 from jaxprune.trees import PyTree, Where
 
@@ -58,7 +58,7 @@ def channel_gmp(
       A pruner for `jp.sparsify`.
 
     Raises:
-      ValueError: the steps, the sparsity or the scope are out of range, or no group is left to prune.
+      ValueError: the steps, the sparsity or an option are out of range, or no group is left to prune.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxprune as jp
@@ -76,6 +76,9 @@ def channel_gmp(
         raise ValueError(f"sparsity={sparsity}; it is the share of indices to prune, in [0, 1).")
     if scope not in ("local", "global"):
         raise ValueError(f"scope={scope!r}; it may be 'local' or 'global'.")
+    for what, value, form in (("reduction", reduction, Reduction), ("normalize", normalize, Normalizer)):
+        if value not in get_args(form):
+            raise ValueError(f"{what}={value!r}; it may be one of {list(get_args(form))}.")
     plan = schedule(begin, end, every)
     ignored = set()
     if ignore is not None:
@@ -109,24 +112,6 @@ def channel_gmp(
         return jax.tree.unflatten(jax.tree.structure(context.params), leaves), state
 
     return Pruner(init, plan.is_update, update)
-
-
-def positions_in(model: Model, params: PyTree) -> list[int]:
-    """The positions, among a model's parameters, of the leaves of a tree that is all of them or one entry of them.
-
-    Raises:
-      ValueError: the tree is neither.
-    """
-    leaves = jax.tree.leaves(params)
-    for part in parts_of(model):
-        numbers = jax.tree.leaves(part)
-        same = jax.tree.structure(part) == jax.tree.structure(params)
-        if same and all(fits(model, number, leaf) for number, leaf in zip(numbers, leaves, strict=True)):
-            return numbers
-    raise ValueError(
-        "these parameters are neither those that the model was traced with nor one entry of them; trace the model with "
-        f"the parameters that are optimised. Traced: {trees.list_paths(model.paths)}."
-    )
 
 
 def _keep(scores: dict[str, jax.Array], sparsity: jax.Array, scope: str) -> dict[str, jax.Array]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import trees
+from jaxprune import _sharding, trees
 from jaxprune.trees import PyTree
 
 __all__ = ["count", "influence", "loss_changes", "prune", "remove"]
@@ -56,8 +56,8 @@ def influence(block: Block, params: PyTree, path: str, x: jax.Array, *, stacked:
 
     Example:
       >>> blocks = {"layers": [{"w": jnp.zeros((2, 2))}, {"w": jnp.eye(2)[::-1]}]}
-      >>> influence(lambda p, x: x + x @ p["w"], blocks, "layers", jnp.array([[1.0, 0.0]])).round(2).tolist()
-      [0.0, 0.29]
+      >>> influence(lambda p, x: x + x @ p["w"], blocks, "layers", jnp.array([[1.0, 0.0]])).round(2)
+      Array([0.  , 0.29], dtype=float32)
 
     References:
       Men et al. 2024 (ShortGPT), arXiv 2403.03853.
@@ -234,11 +234,13 @@ def _cut(node: Any, path: str, gone: Sequence[int], stacked: bool) -> Any:
         raise ValueError(f"remove(blocks={list(gone)}) at {path!r}: there are {len(names)} blocks, and one must stay.")
     kept = [name for k, name in enumerate(names) if k not in gone]
     if stacked:
-        return jax.tree.map(lambda leaf: leaf[np.asarray(kept)], node)
+        return jax.tree.map(lambda leaf: _sharding.take(leaf, np.asarray(kept), 0), node)
     if not isinstance(node, Mapping):
-        made = [node[k] for k in kept]
-        return type(node)(*made) if hasattr(node, "_fields") else type(node)(made)  # pyright: ignore
-    numbered = all(re.search(r"\d+", str(name)) for name in names)
+        if hasattr(node, "_fields"):
+            raise ValueError(f"{path!r} is a {type(node).__name__}, which cannot have fewer blocks; make it a list.")
+        return type(node)([node[k] for k in kept])  # pyright: ignore
+    skeletons = {re.sub(r"\d+", "{}", str(name)) for name in names}
+    numbered = "{}" in path or (len(skeletons) == 1 and skeletons.pop().count("{}") == 1)
     new = names[: len(kept)] if numbered else kept
     rest = {key: value for key, value in node.items() if key not in names}
     return type(node)({**rest, **{key: node[old] for key, old in zip(new, kept, strict=True)}})  # pyright: ignore

@@ -15,6 +15,11 @@ class EarlyBird(NamedTuple):
       window: how many earlier plans the newest is compared with.
       threshold: the largest mask distance at which it counts as settled.
       history: the newest plan and the `window` before it, oldest first.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.early_bird(window=3).found
+      False
     """
 
     window: int
@@ -40,10 +45,8 @@ class EarlyBird(NamedTuple):
         Raises:
           ValueError: the plan names other groups, or other sizes, than those before.
         """
-        if self.history:
-            sizes = [{name: mask.size for name, mask in keep.items()} for keep in (self.history[-1], plan.keep)]
-            shared = sizes[0].keys() & sizes[1].keys()
-            if any(sizes[0][name] != sizes[1][name] for name in shared):
+        for earlier in self.history:
+            if any(mask.size != earlier[name].size for name, mask in plan.keep.items() if name in earlier):
                 raise ValueError("the plan is for a model of another size than those before; start again after a cut.")
         return self._replace(history=(*self.history, plan.keep)[-self.window - 1 :])
 

@@ -9,8 +9,10 @@ import numpy as np
 from jaxprune import trees
 from jaxprune.masks import apply_masks
 from jaxprune.shrinking.folding import fold_constants
+from jaxprune.shrinking.group_scores import check_params
 from jaxprune.shrinking.plan import Plan
 from jaxprune.tracing import Group, Member, Model
+from jaxprune.tracing.exactness import APPROXIMATE
 from jaxprune.trees import PyTree
 
 
@@ -61,14 +63,14 @@ def dead_units(model: Model, params: PyTree, *args: Any, masks: PyTree | None = 
     Args:
       model: the traced model.
       params: the parameters, with their zeros.
-      args: arguments to run the model on, once; without them no constant is folded.
+      args: arguments of the traced shapes to run the model on; without them no constant is folded.
       masks: a mask tree to apply to the parameters first.
 
     Returns:
       The plan, and the parameters with the constants folded, at full size: `jp.shrink(model, *dead_units(...))`.
 
     Raises:
-      ValueError: parameters or masks of another structure.
+      ValueError: parameters, masks or arguments of another structure or shape.
 
     Example:
       The second unit of `a` feeds nothing, the third is the constant relu(1), which goes into the bias `c`:
@@ -91,7 +93,9 @@ def dead_units(model: Model, params: PyTree, *args: Any, masks: PyTree | None = 
     References:
       Evci et al. 2020 (RigL), arXiv 1911.11134, appendix B removes dead neurons of LeNet-300-100.
     """
-    trees.check_same_structure(params, model.params, "params")
+    check_params(model, params)
+    if args:
+        _check_args(model, args)
     params = params if masks is None else apply_masks(params, masks)
     # Pruned tensors are inspected on the host, once, after training.
     leaves: list[Any] = [np.asarray(leaf) if trees.is_floating(leaf) else leaf for leaf in jax.tree.leaves(params)]
@@ -99,9 +103,13 @@ def dead_units(model: Model, params: PyTree, *args: Any, masks: PyTree | None = 
     while True:
         before = sum(int(mask.sum()) for mask in removed.values())
         for name, group in model.groups.items():
-            removed[name] |= _empty(group, lambda leaf: leaves[leaf] != 0) if group.consumers_suffice else False
+            if group.exactness == APPROXIMATE and not group.consumers_suffice:
+                continue
+            removed[name] |= _empty(group, lambda leaf: leaves[leaf] != 0)
             for member in group.members if removed[name].any() else ():
-                leaves[member.leaf] = _without(leaves[member.leaf], member, removed[name])
+                # What only divides by a removed index (a weight norm) must not come to divide by zero.
+                if group.exactness != APPROXIMATE or "in" in member.roles:
+                    leaves[member.leaf] = _without(leaves[member.leaf], member, removed[name])
         if sum(int(mask.sum()) for mask in removed.values()) > before:
             continue
         constant = {name: _unfed(group, leaves) & ~removed[name] for name, group in model.groups.items()}
@@ -113,6 +121,12 @@ def dead_units(model: Model, params: PyTree, *args: Any, masks: PyTree | None = 
     keep = {name: _at_least_one(~mask) for name, mask in removed.items() if mask.any()}
     structure = jax.tree.structure(model.params)
     return Plan(keep, model.fingerprint), jax.tree.unflatten(structure, [jax.numpy.asarray(leaf) for leaf in leaves])
+
+
+def _check_args(model: Model, args: tuple[Any, ...]) -> None:
+    given, traced = ([np.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (args, model.args))
+    if given != traced:
+        raise ValueError(f"the arguments have the shapes {given}, but the model was traced with {traced}; give those.")
 
 
 def _full(model: Model, leaf: int, mask: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxprune import scores as weight_scores
 from jaxprune import trees
+from jaxprune._counts import is_traced
 from jaxprune.scores import Score
 from jaxprune.tracing import Group, Member, Model
 from jaxprune.trees import PyTree
@@ -18,7 +19,7 @@ GroupScores: TypeAlias = Mapping[str, jax.Array]
 Reduction: TypeAlias = Literal["sum", "mean", "max", "prod", "first", "last"]
 Normalizer: TypeAlias = Literal["none", "sum", "mean", "max", "standard", "gaussian", "lamp"]
 
-_REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+_REDUCTIONS: dict[str, Callable[[Any], Any]] = {
     "sum": lambda x: x.sum(0),
     "mean": lambda x: x.mean(0),
     "max": lambda x: x.max(0),
@@ -28,18 +29,24 @@ _REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def _lamp(x: jax.Array) -> jax.Array:
+def _library(x: Any) -> Any:
+    """NumPy for arrays on the host, where every operation of another shape would have to be compiled; JAX otherwise."""
+    return np if isinstance(x, np.ndarray) else jnp
+
+
+def _lamp(x: Any) -> Any:
     """A score over the sum of those that are at least as large."""
-    order = jnp.argsort(x)
-    tail = jnp.cumsum(x[order][::-1])[::-1]
-    return jnp.zeros_like(x).at[order].set(x[order] / jnp.where(tail > 0, tail, 1))
+    xp = _library(x)
+    ascending = xp.sort(x)
+    tail = xp.cumsum(ascending[::-1])[::-1]
+    return _share(x, tail[xp.searchsorted(ascending, x, side="left")])
 
 
-def _share(x: jax.Array, total: jax.Array) -> jax.Array:
-    return x / jnp.where(total > 0, total, 1)
+def _share(x: Any, total: Any) -> Any:
+    return x / _library(x).where(total > 0, total, 1)
 
 
-_NORMALIZERS: dict[str, Callable[[jax.Array], jax.Array]] = {
+_NORMALIZERS: dict[str, Callable[[Any], Any]] = {
     "none": lambda x: x,
     "sum": lambda x: _share(x, x.sum()),
     "mean": lambda x: _share(x, x.mean()),
@@ -103,22 +110,37 @@ def group_scores(
         raise ValueError(f"reduction={reduction!r}; it may be one of {list(_REDUCTIONS)}.")
     if normalize not in _NORMALIZERS:
         raise ValueError(f"normalize={normalize!r}; it may be one of {list(_NORMALIZERS)}.")
-    trees.check_same_structure(params, model.params, "params")
-    leaves = jax.tree.leaves(score(params, grads=grads, stats=stats, key=key))
+    check_params(model, params)
+    host = all(map(_on_host, jax.tree.leaves(params)))
+    if host and score is weight_scores.magnitude:  # spares a compilation for every shape
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    else:
+        leaves = jax.tree.leaves(score(params, grads=grads, stats=stats, key=key))
     counted = [True] * len(leaves) if members is None else jax.tree.leaves(trees.resolve_where(members, params))
 
-    values = {leaf: jnp.abs(x).astype(jnp.float32) ** power for leaf, x in enumerate(leaves) if trees.is_floating(x)}
+    xp: Any = np if all(map(_on_host, leaves)) else jnp  # gradients may be traced where parameters are not
+    values = {k: xp.abs(xp.asarray(x, xp.float32)) ** power for k, x in enumerate(leaves) if trees.is_floating(x)}
     preferred = {leaf for leaf, flag in enumerate(counted) if flag}
-    return reduce_to_groups(model, values, preferred, reduction, normalize)
+    scores = reduce_to_groups(model, values, preferred, reduction, normalize)
+    return {name: jnp.asarray(values) for name, values in scores.items()}
+
+
+def _on_host(leaf: Any) -> bool:
+    """Whether NumPy can read an array without a transfer."""
+    if is_traced(leaf):
+        return False
+    if not isinstance(leaf, jax.Array):
+        return True
+    return len(leaf.devices()) == 1 and all(device.platform == "cpu" for device in leaf.devices())
 
 
 def reduce_to_groups(
     model: Model,
-    values: Mapping[int, jax.Array],
+    values: Mapping[int, Any],
     preferred: Collection[int],
     reduction: Reduction = "mean",
     normalize: Normalizer = "mean",
-) -> dict[str, jax.Array]:
+) -> dict[str, Any]:
     """Sums a value of each weight over the weights of each index, then over members; jittable.
 
     Args:
@@ -131,20 +153,22 @@ def reduce_to_groups(
     Returns:
       float[size] by the id of each group that has a member among the values.
     """
+    sums: dict[tuple[int, int], Any] = {}
+
+    def of_member(member: Member) -> Any:
+        array, along = values[member.leaf], (member.leaf, member.axis)
+        if along not in sums:
+            sums[along] = array.sum(tuple(axis for axis in range(array.ndim) if axis != member.axis))
+        return sums[along][member.index].sum(1)
+
     scores = {}
     for name, group in model.groups.items():
         known = [member for member in group.members if member.leaf in values]
         chosen = [member for member in known if member.leaf in preferred] or known
         if chosen:
-            each = jnp.stack([_of_member(values[member.leaf], member) for member in chosen])
-            scores[name] = _NORMALIZERS[normalize](_REDUCTIONS[reduction](each))
+            each = [of_member(member) for member in chosen]
+            scores[name] = _NORMALIZERS[normalize](_REDUCTIONS[reduction](_library(each[0]).stack(each)))
     return scores
-
-
-def _of_member(values: jax.Array, member: Member) -> jax.Array:
-    """The sum of the values that go with each index."""
-    others = tuple(axis for axis in range(values.ndim) if axis != member.axis)
-    return values.sum(others)[member.index].sum(1)
 
 
 def geometric_median_scores(model: Model, params: PyTree, *, normalize: Normalizer = "mean") -> dict[str, jax.Array]:
@@ -176,7 +200,7 @@ def geometric_median_scores(model: Model, params: PyTree, *, normalize: Normaliz
     """
     if normalize not in _NORMALIZERS:
         raise ValueError(f"normalize={normalize!r}; it may be one of {list(_NORMALIZERS)}.")
-    trees.check_same_structure(params, model.params, "params")
+    check_params(model, params)
     leaves = jax.tree.leaves(params)
 
     def of_group(group: Group) -> jax.Array:
@@ -196,8 +220,22 @@ def _rows(weights: jax.Array, member: Member) -> jax.Array:
     return picked.reshape(member.index.shape[0], math.prod(picked.shape[1:]))
 
 
+def check_params(model: Model, params: PyTree) -> None:
+    """Raises a ValueError that names the first parameter that has not the shape of the trace."""
+    trees.check_same_structure(params, model.params, "params")
+    for path, leaf, traced in zip(model.paths, jax.tree.leaves(params), model.leaves, strict=True):
+        if jnp.shape(leaf) != traced.shape:
+            raise ValueError(
+                f"{path} has shape {jnp.shape(leaf)}, but the model was traced with {traced.shape}. Give the full "
+                "parameters, or trace the smaller function."
+            )
+
+
 def check_scores(model: Model, scores: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The scores as NumPy arrays, for the groups of the model and of their sizes; anything else raises."""
+    """The scores as NumPy arrays, for the groups of the model and of their sizes; anything else raises.
+
+    NaN ranks highest, as everywhere: what is broken shall stay visible.
+    """
     unknown = [name for name in scores if name not in model.groups]
     missing = [name for name in model.groups if name not in scores]
     if unknown or missing:
@@ -211,4 +249,4 @@ def check_scores(model: Model, scores: Mapping[str, Any]) -> dict[str, np.ndarra
             raise ValueError(
                 f"the scores of group {name!r} have shape {values.shape}, not ({model.groups[name].size},)."
             )
-    return arrays
+    return {name: np.where(np.isnan(values), np.inf, values) for name, values in arrays.items()}

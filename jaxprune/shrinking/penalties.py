@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import trees
-from jaxprune.shrinking.channel_pruner import positions_in
 from jaxprune.shrinking.group_scores import reduce_to_groups
+from jaxprune.shrinking.matching import positions_in
 from jaxprune.shrinking.plan import Plan
 from jaxprune.tracing import Model
 from jaxprune.trees import PyTree, Where
 
 
 def group_lasso(
-    model: Model, params: PyTree, *, members: Where = None, strengths: Mapping[str, jax.Array] | None = None
+    model: Model, params: PyTree, *, members: Where = None, strengths: Mapping[str, jax.typing.ArrayLike] | None = None
 ) -> jax.Array:
     r"""The norms of the weights of every index, $\sum_g \sum_i \lambda_{gi} \lVert w_{gi} \rVert_2$.
 
@@ -49,13 +49,19 @@ def group_lasso(
     unknown = [name for name in strengths if name not in model.groups]
     if unknown:
         raise ValueError(f"strengths for {unknown}, which are no groups; they are {trees.list_paths([*model.groups])}.")
+    for name, strength in strengths.items():
+        if jnp.shape(strength) not in ((), (model.groups[name].size,)):
+            raise ValueError(
+                f"the strength for group {name!r} has shape {jnp.shape(strength)}; it may be a scalar or have shape "
+                f"({model.groups[name].size},)."
+            )
     squares = _squares(model, params, members)
     total = jnp.zeros((), jnp.float32)
     for name, values in squares.items():
         # The norm has no gradient at zero; an index that is gone stays there.
         positive = values > 0
         norms = jnp.where(positive, jnp.sqrt(jnp.where(positive, values, 1.0)), 0.0)
-        total = total + jnp.sum(norms * strengths.get(name, jnp.ones((), jnp.float32)))
+        total = total + jnp.sum(norms * jnp.asarray(strengths.get(name, 1), jnp.float32))
     return total
 
 

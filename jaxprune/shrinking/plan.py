@@ -168,6 +168,7 @@ class Plan:
 
 
 def _dense(entry: Mapping[str, Any]) -> np.ndarray:
-    mask = np.zeros(entry["size"], bool)
-    mask[np.asarray(entry["kept"], int)] = True
-    return mask
+    size, kept = entry["size"], entry["kept"]
+    if not isinstance(size, int) or size < 0 or not all(isinstance(index, int) and 0 <= index < size for index in kept):
+        raise IndexError(f"indices {kept} of {size}")
+    return np.isin(np.arange(size), kept)

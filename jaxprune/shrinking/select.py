@@ -148,12 +148,13 @@ def select(
     if not model.groups:
         raise ValueError("the model has no group from which anything could be removed; Model.explain says why.")
     arrays = check_scores(model, scores)
-    floors, multiples = _floors(model, min_keep), _by_pattern(model, round_to, "round_to", 1)
-    fixed = _by_pattern(model, ratios or {}, "ratios", None)
+    floors, multiples = _floors(model, min_keep), _multiples(model, round_to)
+    fixed = _by_pattern(model, {} if ratios is None else ratios, "ratios", None)
     for name, ratio in fixed.items():
         if ratio is not None and not 0 <= ratio < 1:
             raise ValueError(f"ratios gives {ratio} for group {name!r}; it is the share to remove, in [0, 1).")
     whole = _ignored(model, ignore)
+    fixed = {name: ratio for name, ratio in fixed.items() if ratio is not None and name not in whole}
 
     def count(name: str, wanted: int) -> int:
         size, multiple = model.groups[name].size, multiples[name]
@@ -164,13 +165,13 @@ def select(
         order = np.argsort(-arrays[name], kind="stable")[: count(name, wanted)]
         return np.isin(np.arange(model.groups[name].size), order)
 
-    settled = {name: best(name, round((1 - r) * model.groups[name].size)) for name, r in fixed.items() if r is not None}
+    settled = {name: best(name, round((1 - r) * model.groups[name].size)) for name, r in fixed.items()}
     ranked = [name for name in model.groups if name not in whole and name not in settled]
     order = _ranking(model, arrays, ranked, scope)
 
     def plan(removed: int) -> dict[str, np.ndarray]:
         gone = dict.fromkeys(ranked, 0)
-        for name in order[:removed]:
+        for _, name in order[:removed]:
             gone[name] += 1
         chosen = {name: best(name, model.groups[name].size - gone[name]) for name in ranked}
         return {name: mask for name, mask in {**settled, **chosen}.items() if not mask.all()}
@@ -178,10 +179,11 @@ def select(
     if not isinstance(target, Budget):
         if not 0 <= target < 1:
             raise ValueError(f"target={target}; it is the share of indices to remove, in [0, 1), or a Budget.")
-        return Plan(plan(round(target * len(order))), model.fingerprint)
+        return Plan(plan(sum(share <= target for share, _ in order)), model.fingerprint)
     meter = _Meter(model, target)
     if not meter.meets(plan(len(order))):
-        reached = {name: round(share, 4) for name, share in meter.shares(plan(len(order))).items()}
+        # Rounded up, so that the number that is named can be met.
+        reached = {name: math.ceil(share * 1e4) / 1e4 for name, share in meter.shares(plan(len(order))).items()}
         raise ValueError(
             f"{target!r} cannot be met: with all removed that may be, {reached} of the full model stays. Raise the "
             "budget, lower min_keep or round_to, ignore less, or see Model.explain for what is frozen."
@@ -195,8 +197,11 @@ def select(
 
 def _ranking(
     model: Model, scores: Mapping[str, np.ndarray], names: list[str], scope: str | Callable[[Group], str]
-) -> list[str]:
-    """The groups in the order in which they lose an index, so that every scope loses the same share at any point."""
+) -> list[tuple[float, str]]:
+    """The groups in the order in which they lose an index, and the share of its scope that is lost half-way through it.
+
+    So every scope loses the same share at any point, to the nearest index.
+    """
     if isinstance(scope, str) and scope not in ("global", "local", "isomorphic"):
         raise ValueError(f"scope={scope!r}; it may be 'global', 'local', 'isomorphic' or a callable (group) -> name.")
     named = {"global": lambda _: "", "local": lambda group: group.id, "isomorphic": lambda group: group.operations}
@@ -208,8 +213,8 @@ def _ranking(
     queue: list[tuple[float, int, str]] = []
     for position, pool in enumerate(pools.values()):
         pool.sort(key=lambda entry: entry[0])
-        queue.extend(((rank + 1) / len(pool), position, name) for rank, (_, name) in enumerate(pool))
-    return [name for _, _, name in sorted(queue, key=lambda entry: entry[:2])]
+        queue.extend(((rank + 0.5) / len(pool), position, name) for rank, (_, name) in enumerate(pool))
+    return [(share, name) for share, _, name in sorted(queue, key=lambda entry: entry[:2])]
 
 
 def _floors(model: Model, min_keep: int | float) -> dict[str, int]:
@@ -222,12 +227,18 @@ def _floors(model: Model, min_keep: int | float) -> dict[str, int]:
     }
 
 
-def _by_pattern(model: Model, given: Any, what: str, default: Any) -> dict[str, Any]:
-    """A value for each group; a mapping goes by pattern over the ids, of which the first that matches counts."""
+def _multiples(model: Model, round_to: int | Mapping[str, int]) -> dict[str, int]:
+    patterns = round_to if isinstance(round_to, Mapping) else {".*": round_to}
+    for multiple in patterns.values():
+        if not isinstance(multiple, int) or multiple < 1:
+            raise ValueError(f"round_to={round_to}; give an integer of at least 1, or a mapping from pattern to one.")
+    return _by_pattern(model, patterns, "round_to", 1)
+
+
+def _by_pattern(model: Model, given: Mapping[str, Any], what: str, default: Any) -> dict[str, Any]:
+    """A value for each group, by pattern over the ids, of which the first that matches counts."""
     if not isinstance(given, Mapping):
-        if not isinstance(given, int) or given < 1:
-            raise ValueError(f"{what}={given}; give an integer of at least 1, or a mapping from pattern to one.")
-        return dict.fromkeys(model.groups, given)
+        raise ValueError(f"{what}={given}; give a mapping from a pattern over the ids of groups to a value.")
     compiled = {pattern: trees.compile_pattern(pattern) for pattern in given}
     for pattern, expression in compiled.items():
         if not any(expression.fullmatch(name) for name in model.groups):

@@ -13,6 +13,7 @@ from jaxprune.masks import apply_masks
 from jaxprune.shrinking.apply import shrink, shrunk_function
 from jaxprune.shrinking.plan import Plan
 from jaxprune.tracing import Model
+from jaxprune.tracing.evaluate import take
 from jaxprune.tracing.exactness import APPROXIMATE
 from jaxprune.trees import PyTree
 
@@ -46,8 +47,8 @@ class Verification:
 
     @property
     def exact(self) -> bool:
-        """Whether the exact groups agree up to rounding."""
-        return self.exact_error <= _NOISE_MARGIN * max(self.noise, float(jnp.finfo(jnp.float32).eps))
+        """Whether the exact groups agree up to rounding; false with a NaN, which nothing can be told from."""
+        return self.exact_error <= _NOISE_MARGIN * max(self.noise, float(jnp.finfo(jnp.float32).eps)) < math.inf
 
     def __float__(self) -> float:
         return self.error
@@ -114,12 +115,7 @@ def _error(model: Model, plan: Plan, params: PyTree, args: tuple[Any, ...]) -> t
     small = jax.tree.leaves(jax.jit(shrunk_function(model, plan))(shrink(model, plan, params), *args))
     outputs = model.program.graph.outputs
     sizes = model.sizes(plan.keep)
-    cut = []
-    for value, array in zip(outputs, masked, strict=True):
-        for axis, dim in enumerate(model.axes.of(value)):
-            if not sizes.whole(dim):
-                array = np.take(array, np.flatnonzero(sizes.mask(dim)), axis)
-        cut.append(array)
+    cut = [take(array, model.axes.of(value), sizes) for value, array in zip(outputs, masked, strict=True)]
     return _distance(cut, small), masked
 
 

@@ -18,6 +18,7 @@ from jaxprune.tracing import dims
 from jaxprune.tracing.axes import Axes, Sizes
 from jaxprune.tracing.dims import Dim
 from jaxprune.tracing.graph import Graph, Literal, Node, Operand, Program, build
+from jaxprune.tracing.means import find_means
 
 if TYPE_CHECKING:
     from jaxprune.tracing.evaluate import Evaluator
@@ -135,7 +136,9 @@ class _Derivative:
         smaller = Sizes(own, keep, running)
         if [smaller.shape(value) for value in running.graph.outputs] != [sizes.shape(value) for value in wanted]:
             return
-        self.run = type(self.evaluator)(running, axes.rules, smaller)
+        # The derivative divides by the counts that its function divides by.
+        means = None if self.evaluator.means is None else find_means(running)
+        self.run = type(self.evaluator)(running, axes.rules, smaller, means=means)
         self.solved = True
 
     def __call__(self, values: Sequence[Any], given: Sequence[Any]) -> list[Any]:

@@ -41,7 +41,8 @@ class Evaluator:
       operands: called with each node and the operands it is about to read, and gives those it shall read instead:
         the place to look at the inputs of a node, or to replace a parameter. Inside of loops and branches the operands
         belong to JAX's trace of the body, and must not be kept.
-      means: the nodes that divide a sum by a count (`find_means`), which is then scaled to what is left.
+      means: the nodes that divide a sum by a count (`find_means`), which is then scaled to what is left; None leaves
+        all counts alone.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Evaluator:
         self.rules = rules
         self.sizes = sizes
         self.operands = operands
-        self.means = means or {}
+        self.means = means
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
         """The outputs of the program for arrays in the order of its inputs."""
@@ -96,7 +97,7 @@ class Evaluator:
             operands = list(self.operands(node, operands))
         if self.sizes is None:
             return bind(node.equation.primitive, operands, node.params)
-        if node in self.means:
+        if self.means is not None and node in self.means:
             mean, operands = self.means[node], list(operands)
             count = jnp.asarray(operands[mean.operand])
             operands[mean.operand] = count * jnp.asarray(mean.scale(self.sizes), count.dtype)

@@ -7,14 +7,16 @@ of what is left (what the same layer built smaller would compute). This module f
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from typing import TypeAlias
 
 import jax
 import numpy as np
 
 from jaxprune._versions import bind
-from jaxprune.tracing.axes import Axes, Sizes
-from jaxprune.tracing.dims import Dim
+from jaxprune.tracing.axes import Sizes
 from jaxprune.tracing.graph import Literal, Node, Operand, Program
+
+Sum: TypeAlias = tuple[Operand, tuple[int, ...]]
 
 _PASS = frozenset("convert_element_type broadcast_in_dim reshape squeeze expand_dims".split())
 _ARITHMETIC = frozenset("add sub mul div max min neg convert_element_type integer_pow".split())
@@ -26,38 +28,38 @@ class Mean:
 
     Attributes:
       operand: which operand of the division (or multiplication) it is.
-      dims: the summed axes.
+      summed: the value that is summed, and over which axes.
       less: what is taken off the count: 1 in an unbiased variance.
       power: 1 where the sum is divided by the count, -1 where it is multiplied with its inverse.
     """
 
     operand: int
-    dims: tuple[Dim, ...]
+    summed: Sum
     less: int
     power: int
 
     def scale(self, sizes: Sizes) -> float:
         """What the number is to be multiplied with."""
-        before = math.prod(dim.size for dim in self.dims) - self.less
-        after = math.prod(sizes.size(dim) for dim in self.dims) - self.less
+        value, axes = self.summed
+        full, left = sizes.program.shape(value), sizes.shape(value)
+        before = math.prod(full[axis] for axis in axes) - self.less
+        after = math.prod(left[axis] for axis in axes) - self.less
         return (max(after, 1) / before) ** self.power
 
 
-def find_means(axes: Axes, program: Program) -> dict[Node, Mean]:
+def find_means(program: Program) -> dict[Node, Mean]:
     """The nodes that divide a sum by its count, or multiply it with the inverse.
 
     Args:
-      axes: the solved axes.
-      program: the program that is to run.
+      program: the program that is to run, at the sizes that it has before a cut.
     """
-    sums: dict[int, tuple[Dim, ...]] = {}
+    sums: dict[int, Sum] = {}
     numbers: dict[int, float] = {}
     means: dict[Node, Mean] = {}
     for node in program.graph.everything():
         first = node.inputs[0] if node.inputs else None
         if node.name == "reduce_sum":
-            own = axes.of(node.inputs[0])
-            sums[node.outputs[0]] = tuple(own[k] for k in node.params["axes"])
+            sums[node.outputs[0]] = node.inputs[0], tuple(node.params["axes"])
         elif node.name in _PASS and isinstance(first, int) and first in sums:
             sums[node.outputs[0]] = sums[first]
         elif node.name in _ARITHMETIC and (values := _known(node, numbers, program)) is not None:
@@ -65,7 +67,7 @@ def find_means(axes: Axes, program: Program) -> dict[Node, Mean]:
                 (result,) = bind(node.equation.primitive, values, node.params)
             numbers[node.outputs[0]] = float(result)
         elif node.name in ("div", "mul"):
-            means.update((node, mean) for mean in _means_at(node, sums, numbers))
+            means.update((node, mean) for mean in _means_at(node, program, sums, numbers))
     return means
 
 
@@ -92,12 +94,15 @@ def _number(operand: Operand, numbers: Mapping[int, float]) -> float | None:
         return None
 
 
-def _means_at(node: Node, sums: Mapping[int, tuple[Dim, ...]], numbers: Mapping[int, float]) -> Iterator[Mean]:
+def _means_at(node: Node, program: Program, sums: Mapping[int, Sum], numbers: Mapping[int, float]) -> Iterator[Mean]:
     for summed, number in ((0, 1), (1, 0)) if node.name == "mul" else ((0, 1),):
         operand, value = node.inputs[summed], _number(node.inputs[number], numbers)
         if isinstance(operand, Literal) or operand not in sums or value is None:
             continue
-        count = math.prod(dim.size for dim in sums[operand])
+        source, axes = sums[operand]
+        count = math.prod(program.shape(source)[axis] for axis in axes)
+        if not isinstance(count, int):  # of a symbolic size there is no number in the trace
+            continue
         power = 1 if node.name == "div" else -1
         for less in (0, 1):
             if count > less and np.isclose(value, float(count - less) ** power, rtol=1e-5, atol=0):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 
 import jaxprune as jp
@@ -13,7 +14,7 @@ from tests.frameworks.plans import line_of
 
 ONES = jnp.ones((4, 3))
 RIDDLE = Primitive("riddle")
-RIDDLE.def_abstract_eval(lambda x: jax.core.ShapedArray(x.shape, x.dtype))
+RIDDLE.def_abstract_eval(lambda x: ShapedArray(x.shape, x.dtype))
 
 
 def ones(**shapes: Any) -> dict[str, jax.Array]:
