@@ -135,7 +135,7 @@ def resolve_where(where: Where, tree: PyTree) -> PyTree:
     """
     treedef = jax.tree.structure(tree)
     named = leaves_with_paths(tree)
-    chosen = _chosen(where, tree, named)
+    chosen = choose(where, tree)
     chosen = [bool(c) and is_floating(leaf) for c, (_, leaf) in zip(chosen, named, strict=True)]
     # Optax probes `init` with a placeholder that has no leaves at all; there is nothing to miss in it.
     if named and not any(chosen):
@@ -148,7 +148,22 @@ def resolve_where(where: Where, tree: PyTree) -> PyTree:
     return jax.tree.unflatten(treedef, chosen)
 
 
-def _chosen(where: Where, tree: PyTree, named: list[tuple[str, Any]]) -> list[bool]:
+def choose(where: Where, tree: PyTree) -> list[bool]:
+    """What a `where` says of each leaf, whatever its dtype, in flattening order; nothing may be chosen.
+
+    Args:
+      where: as for `resolve_where`.
+      tree: any pytree.
+
+    Raises:
+      ValueError: a tree of bools that does not fit.
+      TypeError: `where` has none of the forms.
+
+    Example:
+      >>> choose(".*b", {"a": 1, "b": 2})
+      [False, True]
+    """
+    named = leaves_with_paths(tree)
     if where is None:
         return [getattr(leaf, "ndim", 0) >= 2 for _, leaf in named]
     if isinstance(where, Traced):

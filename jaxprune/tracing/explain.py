@@ -57,9 +57,6 @@ def _part(model: "Model", leaf: int, axis: int, atom: Dim, names: dict[Dim, str]
     if atom in names:
         return _tied(model.groups[names[atom]], leaf, axis)
     if not atom.frozen:
-        outputs = [dim for value in model.program.graph.outputs for dim in model.axes.of(value)]
-        if any(atom in dims.atoms_of(dim) for dim in outputs):
-            return "only ends in an output that may change: nothing sums over it, so it forms no group."
         return "has no part in the result: nothing that an output depends on reads it."
     reasons = list(dict.fromkeys(str(reason) for reason in atom.reasons))
     return f"stays as it is: {'; '.join(reasons)}."

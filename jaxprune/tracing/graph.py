@@ -46,6 +46,7 @@ class Node:
       outputs: the numbers of the values it makes.
       subgraphs: the bodies of a loop or a branch, with values of their own.
       body: what a region calls, in the values of the graph around it; None for other nodes.
+      callers: the equations of the calls that it was inlined from, the innermost first.
     """
 
     equation: Any
@@ -54,6 +55,7 @@ class Node:
     outputs: tuple[int, ...]
     subgraphs: tuple["Graph", ...] = ()
     body: "Graph | None" = None
+    callers: tuple[Any, ...] = ()
 
     @property
     def params(self) -> dict[str, Any]:
@@ -63,7 +65,8 @@ class Node:
     @property
     def source(self) -> str:
         """The user's line behind it."""
-        return source_line(self.equation)
+        lines = map(source_line, (self.equation, *self.callers))  # inside of a library, the line that called it
+        return next((line for line in lines if line), "")
 
     @property
     def place(self) -> str:
@@ -142,13 +145,13 @@ class _Builder:
         self.constants[number] = value
         return number
 
-    def subgraph(self, closed: core.ClosedJaxpr) -> Graph:
+    def subgraph(self, closed: core.ClosedJaxpr, callers: tuple[Any, ...] = ()) -> Graph:
         inputs = tuple(self.new(variable.aval) for variable in closed.jaxpr.invars)
-        nodes, outputs = self.inline(closed, inputs)
+        nodes, outputs = self.inline(closed, inputs, callers)
         return Graph(inputs, outputs, nodes)
 
     def inline(
-        self, closed: core.ClosedJaxpr, inputs: Sequence[Operand]
+        self, closed: core.ClosedJaxpr, inputs: Sequence[Operand], callers: tuple[Any, ...] = ()
     ) -> tuple[tuple[Node, ...], tuple[Operand, ...]]:
         jaxpr = closed.jaxpr
         values: dict[Any, Operand] = dict(zip(jaxpr.invars, inputs, strict=True))
@@ -167,16 +170,16 @@ class _Builder:
             name, operands = equation.primitive.name, tuple(map(read, equation.invars))
             called = next((c for key in _CALLED if (c := closed_jaxpr(equation.params.get(key))) is not None), None)
             if called is not None and name in _INLINED | _REGIONS:
-                body, outputs = self.inline(called, operands)
+                body, outputs = self.inline(called, operands, (equation, *callers))
                 if name in _INLINED:
                     nodes.extend(body)
                 else:
                     graph = Graph(tuple(o for o in operands if isinstance(o, int)), outputs, body)
-                    nodes.append(Node(equation, name, operands, (), body=graph))
+                    nodes.append(Node(equation, name, operands, (), body=graph, callers=callers))
             else:
                 outputs = tuple(self.new(variable.aval) for variable in equation.outvars)
-                subgraphs = tuple(self.subgraph(inner) for inner in self.inner(equation))
-                nodes.append(Node(equation, name, operands, outputs, subgraphs))
+                subgraphs = tuple(self.subgraph(inner, (equation, *callers)) for inner in self.inner(equation))
+                nodes.append(Node(equation, name, operands, outputs, subgraphs, callers=callers))
             values.update(zip(equation.outvars, outputs, strict=True))
         return tuple(nodes), tuple(map(read, jaxpr.outvars))
 

@@ -10,6 +10,7 @@ from jaxprune.tracing import dims
 from jaxprune.tracing.axes import Axes, Reason
 from jaxprune.tracing.dims import Dim
 from jaxprune.tracing.exactness import APPROXIMATE, CONSUMERS, MASKED, RemovedSlices
+from jaxprune.tracing.graph import Operand
 from jaxprune.tracing.sites import Roles
 
 
@@ -86,7 +87,12 @@ class Group:
 
 
 def find_groups(
-    axes: Axes, paths: Sequence[str], leaves: Sequence[Any], free: Iterable[int], roles: Roles
+    axes: Axes,
+    paths: Sequence[str],
+    leaves: Sequence[Any],
+    free: Iterable[int],
+    roles: Roles,
+    open_outputs: Iterable[Operand],
 ) -> tuple[dict[str, Group], dict[str, Dim]]:
     """The groups of a solved program.
 
@@ -96,6 +102,7 @@ def find_groups(
       leaves: the parameters, abstract or concrete; named in the operations.
       free: the parameters that may be cut (floating, and read by an operation).
       roles: what the program does with each axis.
+      open_outputs: the outputs that may lose indices.
 
     Returns:
       The groups by id, in the order of the parameters, and the atom behind each.
@@ -119,10 +126,11 @@ def find_groups(
     }
     masked = RemovedSlices(axes, every) if places else None
     consumers = RemovedSlices(axes, {pair: "in" in roles[pair] for pair in every}) if places else None
+    reaching = {atom for value in open_outputs for dim in axes.of(value) for atom in dims.atoms_of(dim)}
     groups: dict[str, Group] = {}
     for atom, found in places.items():
         assert masked is not None and consumers is not None
-        if atom not in masked.summed:  # a part of a parameter that nothing reads
+        if atom not in masked.summed | reaching:  # a part of a parameter that nothing reads
             continue
         reason = masked.faults.get(atom)
         members = tuple(

@@ -14,7 +14,7 @@ from jaxprune.tracing.axes import Axes, Reason, Sizes
 from jaxprune.tracing.cost import Cost, cost
 from jaxprune.tracing.dims import Dim
 from jaxprune.tracing.explain import explain
-from jaxprune.tracing.graph import Graph, Literal, Program, build
+from jaxprune.tracing.graph import Graph, Literal, Operand, Program, build
 from jaxprune.tracing.groups import Group, find_groups
 from jaxprune.tracing.origins import Origins
 from jaxprune.tracing.rules import RULES, Rule
@@ -216,12 +216,12 @@ def trace(
         if not trees.is_floating(leaf):
             axes.freeze(None, axes.of(value), "it is no floating array")
     axes.run(program.graph)
-    _close_outputs(axes, paths, outputs, frozen_outputs, state_outputs)
+    open_outputs = _close_outputs(axes, paths, outputs, frozen_outputs, state_outputs)
     read = _read(program.graph)
     used = frozenset(leaf for leaf in range(len(paths)) if inputs[leaf] in read)
     sites, roles = find_sites(program, Origins(program, len(paths)), paths)
     free = [leaf for leaf in sorted(used) if trees.is_floating(leaves[leaf])]
-    groups, found = find_groups(axes, paths, leaves, free, roles)
+    groups, found = find_groups(axes, paths, leaves, free, roles, open_outputs)
     return Model(apply_fn, params, args, paths, program, outputs, axes, roles, used, tuple(sites), groups, found)
 
 
@@ -243,8 +243,12 @@ def _close_outputs(
     outputs: PyTree,
     frozen: Where,
     state: Callable[[Any], PyTree] | None,
-) -> None:
-    """Ties the outputs that are the next state to the parameters that they replace, and freezes the others."""
+) -> list[Operand]:
+    """Ties the outputs that are the next state to the parameters that they replace, and freezes the others.
+
+    Returns:
+      The outputs that are neither.
+    """
     values = axes.program.graph.outputs
     numbered = jax.tree.unflatten(jax.tree.structure(outputs), range(len(values)))
     tied: dict[int, str] = {}
@@ -261,19 +265,23 @@ def _close_outputs(
             dims.unify(a, b, Reason(f"it is the next value of {path}"))
         tied[k] = path
     chosen = _frozen_outputs(frozen, outputs)
+    open_outputs = []
     for k, (path, fixed) in enumerate(chosen):
+        if k not in tied and not fixed:
+            open_outputs.append(values[k])
         if k not in tied and fixed:
             for axis, dim in enumerate(axes.of(values[k])):
                 dims.freeze(dim, Reason(f"it is axis {axis} of the output {path!r}, which frozen_outputs may let go"))
+    return open_outputs
 
 
 def _frozen_outputs(frozen: Where, outputs: PyTree) -> list[tuple[str, bool]]:
     named = trees.leaves_with_paths(outputs)
-    if frozen is None:
-        return [(path, True) for path, _ in named]
-    flags = jax.tree.leaves(trees.resolve_where(frozen, outputs)) if not _none_frozen(frozen) else [False] * len(named)
-    return [(path, flag) for (path, _), flag in zip(named, flags, strict=True)]
-
-
-def _none_frozen(frozen: Any) -> bool:
-    return all(trees.is_bool(leaf) and not leaf for leaf in jax.tree.leaves(frozen)) and not callable(frozen)
+    flags = [True] * len(named) if frozen is None else trees.choose(frozen, outputs)
+    patterns = [frozen] if isinstance(frozen, str) else frozen if isinstance(frozen, (list, tuple)) else []
+    if not any(flags) and any(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(
+            f"frozen_outputs={frozen!r} matches no output; their paths are "
+            f"{trees.list_paths([path for path, _ in named])}. To freeze none of them give False."
+        )
+    return [(path, bool(flag)) for (path, _), flag in zip(named, flags, strict=True)]

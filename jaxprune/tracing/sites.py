@@ -185,4 +185,3 @@ def _with_repeats(graph: Graph, repeats: int) -> Iterator[tuple[Node, int]]:
         times = repeats * node.params["length"] if node.name == "scan" else repeats
         for subgraph in node.subgraphs:
             yield from _with_repeats(subgraph, times)
-

@@ -26,4 +26,3 @@ def test_cuts_between_phases(tmp_path: Path) -> None:
     for name in ("dense", "shrunk"):
         assert 0.05 < row[name]["accuracy"] <= 1
         assert row[name]["seconds"] > 0 and row[name]["ms_batch_1"] > 0
-
