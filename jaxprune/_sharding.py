@@ -65,6 +65,15 @@ def like(array: jax.Array, other: jax.Array) -> jax.Array:
     return array
 
 
+def on_host(array: Any) -> bool:
+    """Whether NumPy can read an array without a transfer: it lies on one CPU device, or is none of JAX's."""
+    if not isinstance(array, jax.Array):
+        return isinstance(array, (np.ndarray, np.generic))
+    if isinstance(array, Tracer) or jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return False
+    return len(array.devices()) == 1 and all(device.platform == "cpu" for device in array.devices())
+
+
 def take(array: Any, indices: np.ndarray, axis: int) -> Any:
     """Some indices of an axis; of an abstract array, too.
 
@@ -72,6 +81,9 @@ def take(array: Any, indices: np.ndarray, axis: int) -> Any:
     """
     if isinstance(array, np.ndarray):
         return np.take(array, indices, axis)
+    if on_host(array):  # JAX would compile the cut of every other shape
+        cut = np.take(np.asarray(array), indices, axis)
+        return jax.device_put(cut, array.sharding) if array.committed else jnp.asarray(cut)
     concrete = not isinstance(array, Tracer) and isinstance(array.sharding, NamedSharding)
     placed = _cut(array.sharding, array.ndim, axis, indices.size) if concrete else None
     if isinstance(array, jax.ShapeDtypeStruct):

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import _sharding, trees
 from jaxprune import scores as weight_scores
-from jaxprune import trees
-from jaxprune._counts import is_traced
 from jaxprune.scores import Score
 from jaxprune.tracing import Group, Member, Model
 from jaxprune.trees import PyTree
@@ -111,27 +110,18 @@ def group_scores(
     if normalize not in _NORMALIZERS:
         raise ValueError(f"normalize={normalize!r}; it may be one of {list(_NORMALIZERS)}.")
     check_params(model, params)
-    host = all(map(_on_host, jax.tree.leaves(params)))
+    host = all(map(_sharding.on_host, jax.tree.leaves(params)))
     if host and score is weight_scores.magnitude:  # spares a compilation for every shape
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
     else:
         leaves = jax.tree.leaves(score(params, grads=grads, stats=stats, key=key))
     counted = [True] * len(leaves) if members is None else jax.tree.leaves(trees.resolve_where(members, params))
 
-    xp: Any = np if all(map(_on_host, leaves)) else jnp  # gradients may be traced where parameters are not
+    xp: Any = np if all(map(_sharding.on_host, leaves)) else jnp  # gradients may be traced where parameters are not
     values = {k: xp.abs(xp.asarray(x, xp.float32)) ** power for k, x in enumerate(leaves) if trees.is_floating(x)}
     preferred = {leaf for leaf, flag in enumerate(counted) if flag}
     scores = reduce_to_groups(model, values, preferred, reduction, normalize)
     return {name: jnp.asarray(values) for name, values in scores.items()}
-
-
-def _on_host(leaf: Any) -> bool:
-    """Whether NumPy can read an array without a transfer."""
-    if is_traced(leaf):
-        return False
-    if not isinstance(leaf, jax.Array):
-        return True
-    return len(leaf.devices()) == 1 and all(device.platform == "cpu" for device in leaf.devices())
 
 
 def reduce_to_groups(

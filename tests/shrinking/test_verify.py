@@ -137,7 +137,6 @@ def test_outputs_that_are_cut_themselves() -> None:
     assert jp.shrunk_function(model, plan)(jp.shrink(model, plan, params), X)["hidden"].shape == (2, 3)
 
 
-@pytest.mark.xfail(reason="find_groups drops the atoms that reach an output without being summed over", strict=True)
 def test_features_that_are_cut() -> None:
     params = {"a": Draw(3).normal(4, 6)}
     model = jp.trace(lambda params, x: jnp.tanh(x @ params["a"]), params, X, frozen_outputs=False)
