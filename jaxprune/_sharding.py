@@ -83,7 +83,7 @@ def take(array: Any, indices: np.ndarray, axis: int) -> Any:
         return np.take(array, indices, axis)
     if on_host(array):  # JAX would compile the cut of every other shape
         cut = np.take(np.asarray(array), indices, axis)
-        return jax.device_put(cut, array.sharding) if array.committed else jnp.asarray(cut)
+        return jax.device_put(cut, array.sharding if array.committed else None)
     concrete = not isinstance(array, Tracer) and isinstance(array.sharding, NamedSharding)
     placed = _cut(array.sharding, array.ndim, axis, indices.size) if concrete else None
     if isinstance(array, jax.ShapeDtypeStruct):

@@ -121,7 +121,7 @@ def group_scores(
     values = {k: xp.abs(xp.asarray(x, xp.float32)) ** power for k, x in enumerate(leaves) if trees.is_floating(x)}
     preferred = {leaf for leaf, flag in enumerate(counted) if flag}
     scores = reduce_to_groups(model, values, preferred, reduction, normalize)
-    return {name: jnp.asarray(values) for name, values in scores.items()}
+    return {name: jax.device_put(values) for name, values in scores.items()}
 
 
 def reduce_to_groups(
