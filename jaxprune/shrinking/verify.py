@@ -27,7 +27,8 @@ class Verification:
 
     Attributes:
       error: the largest difference between their outputs, as a fraction of the largest output.
-      noise: the same between the masked model and itself after each weight was moved by one rounding error.
+      noise: the same between the masked model of the exact groups and itself after each weight was moved by one
+        rounding error.
       approximate: the groups of the plan that are not exact, and why; they account for what `error` exceeds `noise`.
       exact_error: the error of the plan without those groups; equal to `error` where there are none.
 
@@ -93,13 +94,12 @@ def verify(model: Model, plan: Plan, params: PyTree, *args: Any, strict: bool = 
         for name, mask in plan.keep.items()
         if model.groups[name].exactness == APPROXIMATE and not mask.all()
     }
-    error, masked = _error(model, plan, params, args)
-    moved = _outputs(model, jax.tree.map(_nudged, _masked_params(model, plan, params)), args)
+    # A masked model with an approximate group may divide by zero: what is exact is judged without them.
+    exact = Plan({name: mask for name, mask in plan.keep.items() if name not in approximate})
+    exact_error, masked = _error(model, exact, params, args)
+    error = _error(model, plan, params, args)[0] if approximate else exact_error
+    moved = _outputs(model, jax.tree.map(_nudged, _masked_params(model, exact, params)), args)
     noise = _distance(masked, moved)
-    exact_error = error
-    if approximate:
-        exact = Plan({name: mask for name, mask in plan.keep.items() if name not in approximate})
-        exact_error, _ = _error(model, exact, params, args)
     result = Verification(error, noise, approximate, exact_error)
     if strict and not result.exact:
         raise AssertionError(

@@ -92,9 +92,7 @@ def probe(apply_fn: Any, args: Any) -> Any:
         weights = [np.random.default_rng(k).normal(size=y.shape).astype(y.dtype) for k, y in enumerate(floating)]
         return sum(jnp.sum(y * w) for y, w in zip(floating, weights, strict=True)), outputs
 
-    # Compilation is most of the time here: leave out what only makes the result faster.
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    return jax.jit(jax.grad(loss, has_aux=True), compiler_options=options)
+    return jax.jit(jax.grad(loss, has_aux=True))
 
 
 @pytest.mark.parametrize("name", ZOO)

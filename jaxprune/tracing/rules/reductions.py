@@ -79,6 +79,6 @@ def _gradient_of_window(node: Node, axes: Axes, operand: list[dims.Dim], source:
     axes.set(node.outputs[0], result)
 
 
-RULES = {name: Rule(_reduce) for name in REDUCTIONS}
+RULES = {name: Rule(_reduce, empty=True) for name in REDUCTIONS}
 RULES |= {name: Rule(_window_generic) for name in WINDOWS}
 RULES |= {"select_and_scatter_add": Rule(_scatter_windows), "select_and_gather_add": Rule(_gather_windows)}
