@@ -57,9 +57,7 @@ def scatter(method: str) -> Program:
 
 def linear_solve(p: Any, x: Any) -> Any:
     h = x @ p["w"]
-    matvec = lambda v: 2.0 * v
-    solve = lambda _, b: b / 2.0
-    return lax.custom_linear_solve(matvec, h, solve, symmetric=True) @ p["u"]
+    return lax.custom_linear_solve(lambda v: 2.0 * v, h, lambda _, b: b / 2.0, symmetric=True) @ p["u"]
 
 
 def ragged(p: Any, x: Any) -> Any:
@@ -70,6 +68,10 @@ def ragged(p: Any, x: Any) -> Any:
 def reduce(p: Any, x: Any) -> Any:
     h = (x @ p["w"])[None] * jnp.arange(1.0, 3.0)[:, None, None]
     return lax.reduce(h, np.float32(0), lambda a, b: a + b * 1.0, (0,)) @ p["u"]
+
+
+def looped(h: Any) -> Any:
+    return lax.while_loop(lambda state: state[0] < 3, lambda state: (state[0] + 1, jnp.sin(state[1])), (0, h))[1]
 
 
 def complex_numbers(p: Any, x: Any) -> Any:
@@ -102,18 +104,15 @@ PROGRAMS: dict[str, tuple[Program, int]] = {
     "cumsum_along_the_axis": (hidden(lambda h: jnp.cumsum(h, 1)), 0),
     "sort_along_the_axis": (hidden(lambda h: jnp.sort(h, 1)), 0),
     "sort_along_another_axis": (hidden(lambda h: jnp.sort(h, 0)), 1),
-    "top_k_along_the_axis": (hidden(lambda h: jnp.pad(lax.top_k(h, 3)[0], ((0, 0), (0, 9)))), 0),
+    "top_k_along_the_axis": (hidden(lambda h: jnp.pad(lax.top_k(h, 3)[0], ((0, 0), (0, 9)))), 1),  # the padding
     "reverse": (hidden(lambda h: h[:, ::-1]), 0),
-    "gather_along_the_axis": (hidden(lambda h: h[:, jnp.arange(12)]), 0),
-    "strided_slice": (hidden(lambda h: jnp.repeat(h[:, ::2], 2, 1)), 1),
+    "gather_along_the_axis": (hidden(lambda h: h[:, jnp.arange(12)]), 1),  # what is gathered, not what from
+    "strided_slice": (hidden(lambda h: jnp.repeat(h[:, ::2], 2, 1)), 2),  # the repetitions, too
     "dynamic_slice": (hidden(lambda h: lax.dynamic_slice(h, (0, 0), (2, 12))), 1),
     "dynamic_update_slice": (hidden(lambda h: lax.dynamic_update_slice(h, h[:1], (1, 0))), 1),
     "select": (hidden(lambda h: jnp.where(h > 0, h, 0.1 * h)), 1),
     "argmax_elsewhere": (hidden(lambda h: h * (h.argmax(0) > 0)[None].astype(h.dtype)), 1),
-    "while_loop": (
-        hidden(lambda h: lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, h))[1]),
-        1,
-    ),
+    "while_loop": (hidden(looped), 1),
     "clamp": (hidden(lambda h: jnp.clip(h, -1.0, 1.0)), 1),
     "pad": (hidden(lambda h: jnp.pad(h, ((1, 1), (0, 0)))), 1),
     "expand_and_squeeze": (hidden(lambda h: jnp.squeeze(jnp.expand_dims(h, (0, 2)), (0, 2))), 1),
