@@ -141,9 +141,15 @@ def shrunk_function(model: Model, plan: Plan, norm: Literal["exact", "resize"] =
         raise ValueError(f"norm={norm!r}; it may be 'exact' or 'resize'.")
     expected = [model.sizes(plan.keep).shape(value) for value in model.program.graph.inputs[: len(model.paths)]]
 
+    # Traces are kept by the shapes of the arguments; they are pure, so nothing can go stale.
+    programs = {_shapes_of(model.args): model.program}
+
     def function(params: PyTree, *args: Any) -> Any:
         leaves = _checked_leaves(model, expected, params)
-        program = _program_for(model, args)
+        shapes = _shapes_of(args)
+        if shapes not in programs:
+            programs[shapes] = _program_for(model, args)
+        program = programs[shapes]
         sizes = model.sizes(plan.keep, program)
         means = find_means(program) if norm == "resize" else None
         evaluator = Evaluator(program, model.axes.rules, sizes, means=means)
@@ -165,16 +171,19 @@ def _checked_leaves(model: Model, expected: Sequence[tuple[int, ...]], params: P
     return leaves
 
 
+def _shapes_of(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    leaves, structure = jax.tree.flatten(args)
+    return (structure, *((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+
+
 def _program_for(model: Model, args: tuple[Any, ...]) -> Program:
-    """The traced program, or that of the same function at the shapes of these arguments."""
-    given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.asarray(leaf).dtype), args)
-    if given == model.args:
-        return model.program
-    if jax.tree.structure(given) != jax.tree.structure(model.args):
+    """The program of the traced function at the shapes of other arguments."""
+    if jax.tree.structure(args) != jax.tree.structure(model.args):
         raise ValueError(
-            f"the arguments have the structure {jax.tree.structure(given)}; the model was traced with "
+            f"the arguments have the structure {jax.tree.structure(args)}; the model was traced with "
             f"{jax.tree.structure(model.args)}."
         )
+    given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), args)
     program = build(jax.make_jaxpr(model.apply_fn)(model.params, *given))
     if list(_names(program.graph)) != list(_names(model.program.graph)):
         raise ValueError(
