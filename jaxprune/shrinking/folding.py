@@ -19,8 +19,8 @@ from jaxprune.tracing.rules.contractions import free_axes
 from jaxprune.tracing.rules.elementwise import ELEMENTWISE
 from jaxprune.tracing.rules.reductions import REDUCTIONS
 from jaxprune.tracing.sites import consumptions
+from jaxprune.tracing.views import RESHAPES
 
-_VIEWS = frozenset("reshape broadcast_in_dim squeeze expand_dims convert_element_type".split())
 # What is constant along an axis stays so: each element of the result comes from elements at the same index of it.
 _PASSING = (
     ELEMENTWISE
@@ -203,7 +203,7 @@ class _Folder:
                 return False
             if users[0] is last:
                 return True
-            if users[0].name not in _VIEWS:
+            if users[0].name not in RESHAPES:
                 return False
             (value,) = users[0].outputs
 

@@ -17,6 +17,7 @@ from jaxprune.tracing.graph import Graph, Literal, Node, Operand
 from jaxprune.tracing.rules.contractions import free_axes
 from jaxprune.tracing.rules.elementwise import ELEMENTWISE
 from jaxprune.tracing.rules.reductions import REDUCTIONS, reduced_axes
+from jaxprune.tracing.views import CASTS
 
 CONSUMERS, MASKED, APPROXIMATE = "consumers", "masked", "approximate"
 
@@ -28,10 +29,6 @@ _KEEP_ZERO = frozenset(
     real imag conj mul_p bessel_i1e""".split()
 )
 _SINGULAR_AT_ZERO = frozenset("acosh digamma lgamma log rsqrt".split())
-_CASTS = frozenset(
-    """convert_element_type copy copy_p reduce_precision sharding_constraint reshard stop_gradient name pvary
-    optimization_barrier device_put""".split()
-)
 # Elements of all operands, or of the first one, are moved; zeros among them stay zeros.
 _MOVE_ALL = frozenset("pad stack sort select_and_gather_add".split())
 _MOVE_FIRST = frozenset(
@@ -115,7 +112,7 @@ class RemovedSlices:
 
     def _follow(self, node: Node) -> list[Held]:
         name = node.name
-        if name in ELEMENTWISE or name in _CASTS:
+        if name in ELEMENTWISE or name in CASTS:
             return [self._elementwise(node, output) for output in node.outputs]
         if name in REDUCTIONS:
             return self._reduce(node)
@@ -354,7 +351,7 @@ def _combine(node: Node, states: Sequence[int]) -> int:
         return NOT_FINITE if states[0] == ZERO else ANYTHING
     if name in _SINGULAR_AT_ZERO:
         return NOT_FINITE if states[0] == ZERO else ANYTHING
-    if name in _KEEP_ZERO or name in _CASTS:
+    if name in _KEEP_ZERO or name in CASTS:
         return states[0]
     return max(states) if name in _SUM_LIKE else ANYTHING
 

@@ -15,10 +15,10 @@ import numpy as np
 from jaxprune._versions import bind
 from jaxprune.tracing.axes import Sizes
 from jaxprune.tracing.graph import Literal, Node, Operand, Program
+from jaxprune.tracing.views import RESHAPES
 
 Sum: TypeAlias = tuple[Operand, tuple[int, ...]]
 
-_PASS = frozenset("convert_element_type broadcast_in_dim reshape squeeze expand_dims".split())
 _ARITHMETIC = frozenset("add sub mul div max min neg convert_element_type integer_pow".split())
 
 
@@ -60,7 +60,7 @@ def find_means(program: Program) -> dict[Node, Mean]:
         first = node.inputs[0] if node.inputs else None
         if node.name == "reduce_sum":
             sums[node.outputs[0]] = node.inputs[0], tuple(node.params["axes"])
-        elif node.name in _PASS and isinstance(first, int) and first in sums:
+        elif node.name in RESHAPES and isinstance(first, int) and first in sums:
             sums[node.outputs[0]] = sums[first]
         elif node.name in _ARITHMETIC and (values := _known(node, numbers, program)) is not None:
             with jax.ensure_compile_time_eval():  # the shrunk function may be under jit

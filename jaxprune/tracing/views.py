@@ -18,6 +18,8 @@ CASTS = frozenset(
     "convert_element_type copy copy_p reduce_precision sharding_constraint reshard stop_gradient name pvary "
     "optimization_barrier device_put".split()
 )
+# Each element stays, or is repeated.
+RESHAPES = frozenset("broadcast_in_dim convert_element_type expand_dims reshape squeeze".split())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -119,16 +119,6 @@ class Case(NamedTuple):
         return 2 * STEPS if self.place == "around_MultiSteps" else STEPS
 
 
-# Open bug: `reset_moments` fails where the inner state hides leaves (failing_masked_inner.py). Set to False once fixed.
-MASKED_NODES_FAIL = False
-
-
-def works(pruner: str, optimiser: str, place: str) -> bool:
-    """Whether a case is not hit by the bug above; Muon partitions its parameters itself."""
-    hides = optimiser == "muon" or place in ("in_masked", "in_partition")
-    return not (MASKED_NODES_FAIL and hides and PRUNERS[pruner]().moves)
-
-
 def build(case: Case, **kwargs: Any) -> optax.GradientTransformation:
     """The transformation of a case."""
     place, _, wrapper = case.place.partition("_")

@@ -19,9 +19,6 @@ CASES = h.covering(
 )
 
 
-CASES = [case for case in CASES if h.works(case.pruner, case.optimiser, case.place)]
-
-
 def name(case: h.Case) -> str:
     return "-".join([*case[:5], "packed" if case.packed else "bytes"])
 

@@ -54,7 +54,7 @@ def assert_equal(found, expected):
         np.testing.assert_array_equal(x, y)
 
 
-def close(found, expected, tolerance=2e-6):
+def assert_close(found, expected, tolerance=2e-6):
     assert jnp.shape(found) == np.shape(expected)
     np.testing.assert_allclose(
         np.asarray(found, np.float32), np.asarray(expected, np.float32), rtol=tolerance, atol=tolerance

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from tests.shrinking.small import close, cut
+from tests.shrinking.small import assert_close, cut
 from tests.zoo.models._model import Draw
 
 
@@ -82,7 +82,7 @@ def test_custom_derivatives_are_kept(name: str) -> None:
 
         found = jax.value_and_grad(functools.partial(loss, function))(small)
     expected = jax.value_and_grad(functools.partial(loss, apply))(small_by_hand)
-    jax.tree.map(functools.partial(close, tolerance=1e-5), found, expected)
+    jax.tree.map(functools.partial(assert_close, tolerance=1e-5), found, expected)
 
 
 @jax.custom_vjp
@@ -116,7 +116,9 @@ def test_custom_derivatives_divide_by_the_counts_of_their_function(norm) -> None
     """Resized means are resized in the derivative, too; also at another batch size, and in a loop."""
 
     def apply(params, x):
-        step = lambda h, _: (norm(h + 0.1), None)  # noqa: E731
+        def step(h, _):
+            return norm(h + 0.1), None
+
         return lax.scan(step, x @ params["a"], length=2)[0] @ params["b"]
 
     draw = Draw(9)
@@ -126,7 +128,7 @@ def test_custom_derivatives_divide_by_the_counts_of_their_function(norm) -> None
         x = draw.normal(rows, 4)
         found = jax.value_and_grad(lambda p, x=x: jnp.sum(function(p, x) ** 2))(small)
         expected = jax.value_and_grad(lambda p, x=x: jnp.sum(apply(p, x) ** 2))(small)
-        jax.tree.map(functools.partial(close, tolerance=1e-4), found, expected)
+        jax.tree.map(functools.partial(assert_close, tolerance=1e-4), found, expected)
 
 
 def test_a_custom_derivative_that_cannot_be_carried_over_is_named() -> None:
@@ -144,4 +146,4 @@ def test_a_custom_derivative_that_cannot_be_carried_over_is_named() -> None:
     _, _, small, function = cut(apply, params, jnp.ones((1, 3)))
     with pytest.warns(UserWarning, match=r"custom derivative of .*test_custom_derivatives.py.*derivative of its body"):
         gradient = jax.grad(lambda p: function(p, jnp.ones((1, 3))).sum())(small)
-    close(gradient["a"], np.full((3, 2), 4.0))
+    assert_close(gradient["a"], np.full((3, 2), 4.0))

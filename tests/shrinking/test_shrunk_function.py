@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 import jaxprune as jp
-from tests.shrinking.small import KEPT, PLAN, by_hand, close, cut, inputs, mlp, mlp_model, mlp_params
+from tests.shrinking.small import KEPT, PLAN, assert_close, by_hand, cut, inputs, mlp, mlp_model, mlp_params
 from tests.zoo.models._model import Draw
 
 PARAMS, MODEL, X = mlp_params(), mlp_model(), inputs()
@@ -19,12 +19,12 @@ EXPECTED = np.asarray(mlp(by_hand(PARAMS), X))
 
 
 def test_jit_and_vmap() -> None:
-    close(FUNCTION(SMALL, X), EXPECTED)
-    close(jax.jit(FUNCTION)(SMALL, X), EXPECTED)
+    assert_close(FUNCTION(SMALL, X), EXPECTED)
+    assert_close(jax.jit(FUNCTION)(SMALL, X), EXPECTED)
     rows = jp.trace(mlp, PARAMS, X[0])
-    close(jax.vmap(jp.shrunk_function(rows, PLAN), (None, 0))(SMALL, X), EXPECTED)
+    assert_close(jax.vmap(jp.shrunk_function(rows, PLAN), (None, 0))(SMALL, X), EXPECTED)
     several = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), SMALL)
-    close(jax.vmap(FUNCTION, (0, None))(several, X)[0], EXPECTED)
+    assert_close(jax.vmap(FUNCTION, (0, None))(several, X)[0], EXPECTED)
 
 
 def test_gradients() -> None:
@@ -35,7 +35,7 @@ def test_gradients() -> None:
     found = jax.jit(jax.grad(small_loss))(SMALL)
     masked = jp.apply_masks(PARAMS, PLAN.masks(MODEL, consumers_only=True))
     expected = jp.shrink(MODEL, PLAN, jax.jit(jax.grad(functools.partial(loss, mlp)))(masked))
-    jax.tree.map(close, found, expected)
+    jax.tree.map(assert_close, found, expected)
     # And against finite differences along a random direction.
     draw = np.random.default_rng(0)
     direction = jax.tree.map(lambda p: draw.normal(size=p.shape).astype(np.float32), SMALL)
@@ -47,7 +47,7 @@ def test_gradients() -> None:
 @pytest.mark.parametrize("rows", [1, 5])
 def test_other_batch_sizes(rows: int) -> None:
     x = inputs(rows)
-    close(FUNCTION(SMALL, x), mlp(by_hand(PARAMS), x))
+    assert_close(FUNCTION(SMALL, x), mlp(by_hand(PARAMS), x))
 
 
 def test_a_batch_axis_merged_with_a_pruned_one() -> None:
@@ -61,7 +61,7 @@ def test_a_batch_axis_merged_with_a_pruned_one() -> None:
     _, plan, small, function = cut(apply, params, draw.normal(2, 4, 3))
     assert plan.keep["a:1"].sum() == 3
     x = draw.normal(5, 7, 3)
-    close(function(small, x), 2 * np.tanh(x @ params["a"][:, :3]) @ params["b"][:3])
+    assert_close(function(small, x), 2 * np.tanh(x @ params["a"][:, :3]) @ params["b"][:3])
 
 
 def exported(function, small, *shape: int | str):
@@ -74,14 +74,14 @@ def test_export_with_a_symbolic_batch(batch: str) -> None:
     program = exported(FUNCTION, SMALL, batch, 4)
     for rows in (2, 6):
         x = inputs(rows)
-        close(program.call(SMALL, x), mlp(by_hand(PARAMS), x))
+        assert_close(program.call(SMALL, x), mlp(by_hand(PARAMS), x))
 
 
 def test_export_through_bytes() -> None:
     pytest.importorskip("flatbuffers", reason="JAX serialises with flatbuffers, which it does not depend on")
     loaded = jax.export.deserialize(exported(FUNCTION, SMALL, "b", 4).serialize())
     x = inputs(3)
-    close(loaded.call(SMALL, x), mlp(by_hand(PARAMS), x))
+    assert_close(loaded.call(SMALL, x), mlp(by_hand(PARAMS), x))
 
 
 def test_export_of_convolutions_with_a_symbolic_batch() -> None:
@@ -93,7 +93,7 @@ def test_export_of_convolutions_with_a_symbolic_batch() -> None:
     params = {"a": draw.weight(3, 2, 8), "b": draw.weight(5 * 8, 3)}
     x = draw.normal(3, 5, 2)
     _, _, small, function = cut(apply, params, x)
-    close(exported(function, small, "b", 5, 2).call(small, x), function(small, x))
+    assert_close(exported(function, small, "b", 5, 2).call(small, x), function(small, x))
 
 
 def test_other_operations_at_another_shape() -> None:
@@ -169,14 +169,14 @@ def test_norm_is_exact_or_resized(name: str) -> None:
     small = jp.shrink(model, plan, params)
     assert small["params"]["Dense_0"]["kernel"].shape == (4, 8)
     resized = jp.shrunk_function(model, plan, norm="resize")(small, x)
-    close(resized, Normalised(make(), 8).apply(small, x), tolerance=1e-5)
+    assert_close(resized, Normalised(make(), 8).apply(small, x), tolerance=1e-5)
     exact = jp.shrunk_function(model, plan)(small, x)
     assert np.abs(resized - exact).max() > 1e-3
     result = jp.verify(model, plan, params, x)
     assert result.exact
     if not result.approximate:
-        close(exact, module.apply(jp.apply_masks(params, plan.masks(model)), x), tolerance=1e-5)
-    close(jax.jit(jp.shrunk_function(model, plan, norm="resize"))(small, x), resized, tolerance=1e-5)
+        assert_close(exact, module.apply(jp.apply_masks(params, plan.masks(model)), x), tolerance=1e-5)
+    assert_close(jax.jit(jp.shrunk_function(model, plan, norm="resize"))(small, x), resized, tolerance=1e-5)
 
 
 def test_means_are_resized_at_other_lengths() -> None:
@@ -192,7 +192,7 @@ def test_means_are_resized_at_other_lengths() -> None:
     _, _, small, function = cut(apply, params, draw.normal(2, 5, 4), norm="resize")
     for rows, length in ((2, 5), (2, 7), (3, 1)):
         x = draw.normal(rows, length, 4)
-        close(function(small, x), apply(small, x), tolerance=1e-5)
+        assert_close(function(small, x), apply(small, x), tolerance=1e-5)
 
 
 def test_dropout_draws_the_bits_of_the_dense_model() -> None:
@@ -206,7 +206,7 @@ def test_dropout_draws_the_bits_of_the_dense_model() -> None:
     x, key = draw.normal(3, 4), jax.random.key(7)
     model, plan, small, function = cut(apply, params, x, key)
     masked = jp.apply_masks(params, plan.masks(model))
-    close(function(small, x, key), apply(masked, x, key), tolerance=1e-5)
+    assert_close(function(small, x, key), apply(masked, x, key), tolerance=1e-5)
 
 
 def test_constants_and_positions_are_sliced() -> None:
@@ -225,7 +225,7 @@ def test_constants_and_positions_are_sliced() -> None:
     plan = jp.Plan({"a:1": np.isin(np.arange(8), kept)})
     frequencies = 1.0 / 100 ** (np.arange(8, dtype=np.float32) / 8)
     expected = (np.sin(x @ params["a"][:, kept] * frequencies[None, kept]) + table[:, kept]) @ params["b"][kept]
-    close(jp.shrunk_function(model, plan)(jp.shrink(model, plan, params), x), expected, tolerance=1e-5)
+    assert_close(jp.shrunk_function(model, plan)(jp.shrink(model, plan, params), x), expected, tolerance=1e-5)
 
 
 def looped(kind, params, x):
@@ -262,7 +262,7 @@ def test_loops_branches_and_checkpoints(kind: str) -> None:
     }
     for rows in (2, 3):
         x = draw.normal(rows, 4)
-        close(function(small, x), apply(smaller, x))
+        assert_close(function(small, x), apply(smaller, x))
 
 
 def test_bfloat16() -> None:
@@ -270,7 +270,7 @@ def test_bfloat16() -> None:
     model = mlp_model(jnp.bfloat16)
     found = jp.shrunk_function(model, PLAN)(jp.shrink(model, PLAN, params), x)
     assert found.dtype == jnp.bfloat16
-    close(found, mlp(jax.tree.map(jnp.asarray, by_hand(params)), x), tolerance=2e-2)
+    assert_close(found, mlp(jax.tree.map(jnp.asarray, by_hand(params)), x), tolerance=2e-2)
 
 
 def test_kept_indices_are_those_of_the_plan() -> None:

@@ -14,23 +14,13 @@ def free_axes(rank: int, *used: tuple[int, ...]) -> list[int]:
 
 
 def _dot_general(node: Node, axes: Axes) -> None:
-    (left_sum, right_sum), (left_batch, right_batch) = node.params["dimension_numbers"]
-    left, right = map(axes.of, node.inputs)
-    for a, b in [*zip(left_sum, right_sum, strict=True), *zip(left_batch, right_batch, strict=True)]:
-        axes.unify(node, [left[a]], [right[b]])
-    axes.set(
-        node.outputs[0],
-        [left[k] for k in left_batch]
-        + [left[k] for k in free_axes(len(left), left_sum, left_batch)]
-        + [right[k] for k in free_axes(len(right), right_sum, right_batch)],
-    )
+    _contract(node, axes, node.params["dimension_numbers"])
 
 
 def _ragged_dot(node: Node, axes: Axes) -> None:
     numbers = node.params["ragged_dot_dimension_numbers"]
-    (left_sum, right_sum), (left_batch, right_batch) = numbers.dot_dimension_numbers
-    groups = tuple(numbers.rhs_group_dimensions)
-    ragged = tuple(numbers.lhs_ragged_dimensions)
+    (left_sum, _), (left_batch, _) = numbers.dot_dimension_numbers
+    groups, ragged = tuple(numbers.rhs_group_dimensions), tuple(numbers.lhs_ragged_dimensions)
     if any(k in (*left_sum, *left_batch) for k in ragged):
         axes.freeze_all(node, "a ragged dot whose ragged axis is not a free one")
         return
@@ -39,6 +29,13 @@ def _ragged_dot(node: Node, axes: Axes) -> None:
     axes.freeze(node, [*(left[k] for k in ragged), *(right[k] for k in groups)], text)
     for operand in node.inputs[2:]:
         axes.freeze(node, axes.of(operand), text)
+    _contract(node, axes, numbers.dot_dimension_numbers, groups)
+
+
+def _contract(node: Node, axes: Axes, numbers: Any, groups: tuple[int, ...] = ()) -> None:
+    """Ties what is summed over and what runs along; `groups` are axes of the right operand that leave no trace."""
+    (left_sum, right_sum), (left_batch, right_batch) = numbers
+    left, right = axes.of(node.inputs[0]), axes.of(node.inputs[1])
     for a, b in [*zip(left_sum, right_sum, strict=True), *zip(left_batch, right_batch, strict=True)]:
         axes.unify(node, [left[a]], [right[b]])
     axes.set(
