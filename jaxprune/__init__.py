@@ -5,6 +5,8 @@ them back (`get_masks`, `sparse_params`).
 """
 
 from jaxprune import allocation, pruners, schedules, scores, storage, tracing
+from jaxprune.calibration import Statistics, calibrate, capture
+from jaxprune.calibration import statistics as stats
 from jaxprune.compute import Rule, compute_masks
 from jaxprune.lottery import Ticket, lottery_ticket
 from jaxprune.masks import apply_masks, combine, from_zeros, full_masks, pack, sparsity, unpack
@@ -49,6 +51,7 @@ __all__ = [
     "Pruner",
     "Rule",
     "Site",
+    "Statistics",
     "Structure",
     "Summary",
     "Ticket",
@@ -56,6 +59,8 @@ __all__ = [
     "Verification",
     "allocation",
     "apply_masks",
+    "calibrate",
+    "capture",
     "channel_gmp",
     "check_masks",
     "combine",
@@ -85,6 +90,7 @@ __all__ = [
     "sparse_params",
     "sparsify",
     "sparsity",
+    "stats",
     "storage",
     "summary",
     "trace",

@@ -12,13 +12,14 @@ from jaxprune import trees
 from jaxprune.tracing import dims
 from jaxprune.tracing.axes import Axes, Reason, Sizes
 from jaxprune.tracing.cost import Cost, cost
+from jaxprune.tracing.coverage import Coverage, find_coverage
 from jaxprune.tracing.dims import Dim
 from jaxprune.tracing.explain import explain
-from jaxprune.tracing.graph import Graph, Literal, Operand, Program, build
+from jaxprune.tracing.graph import Graph, Literal, Operand, Program
 from jaxprune.tracing.groups import Group, find_groups
-from jaxprune.tracing.origins import Origins
+from jaxprune.tracing.layers import Layers, abstract, read_layers
 from jaxprune.tracing.rules import RULES, Rule
-from jaxprune.tracing.sites import CONVOLUTION, GATHER, Roles, Site, find_sites
+from jaxprune.tracing.sites import CONVOLUTION, GATHER, Roles, Site
 from jaxprune.trees import PyTree, Where
 
 
@@ -30,10 +31,7 @@ class Model:
       apply_fn: the function.
       params: the abstract parameters.
       args: the abstract arguments.
-      paths: the path of each parameter, in flattening order.
-      program: the flat graph of the trace.
-      outputs: the abstract outputs.
-      sites: the operations that consume parameters.
+      layers: the graph of the trace, and the operations that consume parameters.
       groups: the indices of parameters that can be removed, by id.
 
     Example:
@@ -48,15 +46,59 @@ class Model:
     apply_fn: Callable[..., Any]
     params: PyTree
     args: tuple[Any, ...]
-    paths: tuple[str, ...]
-    program: Program
-    outputs: PyTree
+    layers: Layers
     axes: Axes
-    roles: Roles
     used: frozenset[int]
-    sites: tuple[Site, ...]
     groups: Mapping[str, Group]
     atoms: Mapping[str, Dim]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The path of each parameter, in flattening order."""
+        return self.layers.paths
+
+    @property
+    def program(self) -> Program:
+        """The flat graph of the trace."""
+        return self.layers.program
+
+    @property
+    def outputs(self) -> PyTree:
+        """The abstract outputs."""
+        return self.layers.outputs
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The operations that consume parameters."""
+        return self.layers.sites
+
+    @property
+    def roles(self) -> Roles:
+        """What the function does with each axis of each parameter."""
+        return self.layers.roles
+
+    def coverage(self, where: Where = None, *, strict: bool = False) -> Coverage:
+        """Says which parameters a calibration has statistics of, and why it has none of the others.
+
+        Args:
+          where: the parameters in question; floating ones with two dimensions or more by default.
+          strict: raise where a parameter is not covered.
+
+        Returns:
+          The coverage; prints as text.
+
+        Raises:
+          ValueError: `where` matches nothing, or a parameter is not covered under `strict`.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> import jaxprune as jp
+          >>> params = {"a": jnp.ones((2, 3)), "b": jnp.ones((5, 3))}
+          >>> model = jp.trace(lambda p, x: x @ p["a"] + p["b"], params, jnp.ones((5, 2)))
+          >>> model.coverage().covered
+          {'a': ('a',)}
+        """
+        return find_coverage(self.layers, jax.tree.leaves(trees.resolve_where(where, self.params)), strict)
 
     def explain(self, path: str, axis: int | None = None) -> str:
         """Says in words what an axis of a parameter is: what it is tied to, or why it must stay as it is.
@@ -115,10 +157,10 @@ class Model:
         """
         return cost(self, masks, plan)
 
-    @functools.cached_property
-    def leaves(self) -> list[Any]:
+    @property
+    def leaves(self) -> tuple[Any, ...]:
         """The abstract parameters in flattening order."""
-        return jax.tree.leaves(self.params)
+        return self.layers.leaves
 
     def dims_of(self, leaf: int) -> list[Dim]:
         """The axes of a parameter, by its position."""
@@ -203,11 +245,9 @@ def trace(
         first axis 1 (out)
         second axis 0 (in)
     """
-    params, args = jax.tree.map(_abstract, (params, args))
-    jaxpr, outputs = jax.make_jaxpr(apply_fn, return_shape=True)(params, *args)
-    program = build(jaxpr)
-    named = trees.leaves_with_paths(params)
-    paths, leaves = tuple(path for path, _ in named), [leaf for _, leaf in named]
+    params, args = jax.tree.map(abstract, (params, args))
+    layers = read_layers(apply_fn, params, *args)
+    program, paths, leaves, outputs = layers.program, layers.paths, layers.leaves, layers.outputs
     axes = Axes(program, {**RULES, **(rules or {})})
     inputs = program.graph.inputs
     for value in inputs[len(paths) :]:
@@ -219,15 +259,9 @@ def trace(
     open_outputs = _close_outputs(axes, paths, outputs, frozen_outputs, state_outputs)
     read = _read(program.graph)
     used = frozenset(leaf for leaf in range(len(paths)) if inputs[leaf] in read)
-    sites, roles = find_sites(program, Origins(program, len(paths)), paths)
     free = [leaf for leaf in sorted(used) if trees.is_floating(leaves[leaf])]
-    groups, found = find_groups(axes, paths, leaves, free, roles, open_outputs)
-    return Model(apply_fn, params, args, paths, program, outputs, axes, roles, used, tuple(sites), groups, found)
-
-
-def _abstract(leaf: Any) -> Any:
-    aval = jax.typeof(leaf) if not isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+    groups, found = find_groups(axes, paths, leaves, free, layers.roles, open_outputs)
+    return Model(apply_fn, params, args, layers, axes, used, groups, found)
 
 
 def _read(graph: Graph) -> set[int]:

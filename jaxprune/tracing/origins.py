@@ -93,7 +93,7 @@ class Origins:
                 else:  # it changes from step to step
                     self.data.add(inner)
             elif origin is not None:
-                view = (*origin.view, Stacked()) if origin.leaf is not None else ()
+                view = (*origin.view, Stacked(node)) if origin.leaf is not None else ()
                 self.origins[inner] = Origin(origin.axes[1:], origin.leaf, view)
         self.walk(body)
         for k, output in enumerate(node.outputs):

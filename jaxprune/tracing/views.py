@@ -1,15 +1,17 @@
 """How an operand is made out of a parameter: a chain of steps, each of which moves elements or acts on each alone.
 
-`matmul(x, reshape(kernel, ...).T.astype(bf16))` consumes a *view* of `kernel`. The chain is static and can be applied
-to any array of the parameter's shape, such as its mask.
+`matmul(x, reshape(kernel, ...).T.astype(bf16))` consumes a *view* of `kernel`. The chain is static, can be applied to
+any array of the parameter's shape, such as its mask, and can be undone: `place` puts an operand back.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxprune.tracing.graph import Node
@@ -32,6 +34,10 @@ class Reshape:
         """Applies the step."""
         return jnp.reshape(array, self.shape)
 
+    def place(self, array: Any, part: Any) -> Any:
+        """Undoes the step."""
+        return jnp.reshape(part, array.shape)
+
 
 @dataclasses.dataclass(frozen=True)
 class Transpose:
@@ -42,6 +48,11 @@ class Transpose:
     def __call__(self, array: Any) -> Any:
         """Applies the step."""
         return jnp.transpose(array, self.permutation)
+
+    def place(self, array: Any, part: Any) -> Any:
+        """Undoes the step."""
+        del array
+        return jnp.transpose(part, [int(k) for k in np.argsort(self.permutation)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +67,12 @@ class Slice:
         """Applies the step."""
         return lax.slice(array, self.start, self.limit, self.strides)
 
+    def place(self, array: Any, part: Any) -> Any:
+        """Writes the part where it came from."""
+        strides = self.strides or (1,) * len(self.start)
+        where = tuple(slice(*bounds) for bounds in zip(self.start, self.limit, strides, strict=True))
+        return array.at[where].set(part)
+
 
 @dataclasses.dataclass(frozen=True)
 class Reverse:
@@ -66,6 +83,11 @@ class Reverse:
     def __call__(self, array: Any) -> Any:
         """Applies the step."""
         return lax.rev(array, self.axes)
+
+    def place(self, array: Any, part: Any) -> Any:
+        """Undoes the step."""
+        del array
+        return lax.rev(part, self.axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,29 +100,37 @@ class Pointwise:
         """Applies the step."""
         return array
 
+    def place(self, array: Any, part: Any) -> Any:
+        """Undoes the step."""
+        del array
+        return part
+
 
 @dataclasses.dataclass(frozen=True)
 class Stacked:
-    """One slice a step: a loop runs over the leading axis, and the steps that follow act on each slice."""
+    """One slice a step: a loop runs over the leading axis, and the steps that follow act on each slice.
 
-    def __call__(self, array: Any) -> Any:
-        """Applies the step."""
-        raise TypeError("a stacked view is applied by `apply_view`, which maps the rest of the chain over it")
+    Attributes:
+      loop: the node of the loop; two views that differ in it only are the same view.
+    """
+
+    loop: Node | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 Step: TypeAlias = Reshape | Transpose | Slice | Reverse | Pointwise | Stacked
 View: TypeAlias = tuple[Step, ...]
 
 
-def apply_view(view: View, array: Any) -> Any:
+def apply_view(view: View, array: Any, index: Sequence[Any] = ()) -> Any:
     """Makes of an array of the parameter's shape what the operation sees of it.
 
     Args:
       view: a chain of steps.
       array: the parameter, its mask, its scores.
+      index: which slice of each stacked axis, from the first; may be traced.
 
     Returns:
-      The operand; a stacked axis stays in front.
+      The operand; a stacked axis that `index` does not choose from stays in front.
 
     Example:
       >>> apply_view((Transpose((1, 0)), Reshape((2, 3, 1))), jnp.ones((3, 2))).shape
@@ -108,9 +138,42 @@ def apply_view(view: View, array: Any) -> Any:
     """
     for k, step in enumerate(view):
         if isinstance(step, Stacked):
-            return jax.vmap(lambda part, rest=view[k + 1 :]: apply_view(rest, part))(array)
+            rest = view[k + 1 :]
+            if index:
+                return apply_view(rest, _at(array, index[0]), index[1:])
+            return jax.vmap(functools.partial(apply_view, rest))(array)
         array = step(array)
     return array
+
+
+def place(view: View, array: Any, operand: Any, index: Sequence[Any] = ()) -> Any:
+    """Puts an operand back to where it came from: the inverse of `apply_view`.
+
+    Args:
+      view: a chain of steps.
+      array: what `apply_view` was given; elements that the view does not cover stay.
+      operand: what it gave, or something of that shape.
+      index: as for `apply_view`; other slices stay.
+
+    Returns:
+      An array of the shape of `array`, of the dtype of `operand` where nothing of `array` is left in it.
+
+    Example:
+      >>> place((Slice((1,), (3,)),), jnp.zeros(4), jnp.ones(2)).tolist()
+      [0.0, 1.0, 1.0, 0.0]
+    """
+    if not view:
+        return operand
+    step, rest = view[0], view[1:]
+    if not isinstance(step, Stacked):
+        return step.place(array, place(rest, step(array), operand, index))
+    if not index:
+        return jax.vmap(lambda whole, part: place(rest, whole, part))(array, operand)
+    return array.at[index[0]].set(place(rest, _at(array, index[0]), operand, index[1:]))
+
+
+def _at(array: Any, index: Any) -> Any:
+    return lax.dynamic_index_in_dim(array, index, 0, keepdims=False)
 
 
 def step_of(node: Node, shape: Sequence[int], output: int, after: Sequence[int]) -> Step | None:

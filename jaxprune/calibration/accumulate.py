@@ -1,0 +1,105 @@
+"""Calibration: statistics summed over batches of data."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+
+from jaxprune.calibration.capture import Statistics, Weights, add, capture
+from jaxprune.calibration.statistics import Statistic
+from jaxprune.tracing.coverage import find_coverage
+from jaxprune.tracing.layers import read_layers
+from jaxprune.trees import PyTree, Where, resolve_where
+
+
+def calibrate(
+    apply_fn: Callable[..., Any],
+    params: PyTree,
+    batches: Iterable[Any],
+    stat: Statistic,
+    *,
+    where: Where = None,
+    weights: Weights | None = None,
+    init: Statistics | None = None,
+    strict: bool = False,
+    progress: bool = False,
+) -> Statistics:
+    """Sums a statistic of the inputs of every layer over batches.
+
+    One jitted step a batch; the sums are donated to it. Under data parallelism (batches sharded over devices) each step
+    sums over the devices, and the result is whole on each of them.
+
+    Args:
+      apply_fn: a pure function of parameters and arguments.
+      params: its parameters.
+      batches: the arguments of each call: a tuple of them, or the only one.
+      stat: as for `capture`.
+      where: as for `capture`.
+      weights: as for `capture`.
+      init: statistics to go on from, such as those of an earlier part of the data.
+      strict: raise where a parameter that `where` chooses (floating ones with two axes or more, by default) is not
+        covered.
+      progress: show a progress bar.
+
+    Returns:
+      The statistics.
+
+    Raises:
+      ValueError: there are no batches, or no rows with a weight; nothing is covered, or not everything under `strict`;
+        `init` has statistics of other inputs.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"a": jnp.ones((2, 3))}
+      >>> batches = [jnp.ones((5, 2)), jnp.ones((5, 2))]
+      >>> stats = jp.calibrate(lambda p, x: x @ p["a"], params, batches, jp.stats.column_norms)
+      >>> stats["a"].tolist(), float(stats.count("a"))
+      ([10.0, 10.0], 10.0)
+    """
+    tapped = capture(apply_fn, stat, where=where, weights=weights)
+    first = jax.jit(lambda params, args: tapped(params, *args)[1])
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(total: Statistics, params: PyTree, args: tuple[Any, ...]) -> Statistics:
+        return add(total, tapped(params, *args)[1])
+
+    # The first step gives its argument away, and `init` is the caller's.
+    total = None if init is None else jax.tree.map(lambda x: x.copy(), init)
+    seen = 0
+    for args in bar(map(as_arguments, batches), progress, "calibrate"):
+        if strict and not seen:
+            flags = jax.tree.leaves(resolve_where(where, params))
+            find_coverage(read_layers(apply_fn, params, *args), flags, strict=True)
+        seen += 1
+        if total is None:
+            total = first(params, args)
+            continue
+        try:
+            total = step(total, params, args)
+        except ValueError as error:
+            if seen == 1 and "Mapping key mismatch" in str(error):
+                raise ValueError(f"init has statistics of other inputs than this function: {error}") from error
+            raise
+    if total is None or not seen:
+        raise ValueError("calibrate: there are no batches, so there is nothing to learn from.")
+    empty = [name for name, count in jax.device_get(total.counts).items() if not (count > 0).any()]
+    if empty:
+        raise ValueError(f"calibrate: no rows with a weight reached {', '.join(empty)}; check `weights` and the data.")
+    return total
+
+
+def as_arguments(batch: Any) -> tuple[Any, ...]:
+    """The arguments of one call: a tuple as it is, anything else as the only one."""
+    return batch if isinstance(batch, tuple) else (batch,)
+
+
+def bar(items: Iterable[Any], show: bool, description: str) -> Iterator[Any]:
+    """The items, with a progress bar."""
+    if not show:
+        yield from items
+        return
+    from rich.progress import track
+
+    yield from track(items, description=description)

@@ -1,0 +1,170 @@
+"""Parameters as matrices: how what an operation multiplies with becomes `W`, (out, in), and what it is applied to.
+
+Every method that works on layers sees one shape only, `W[*stack, *batch, out, in]` with inputs `x[*batch, rows, in]`,
+whatever the layer is: dense, a convolution, an einsum over heads, the experts of a mixture, a scanned stack.
+"""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.tracing.graph import Program
+from jaxprune.tracing.rules.contractions import free_axes
+from jaxprune.tracing.sites import CONVOLUTION, DOT, GATHER, RAGGED_DOT, Site
+from jaxprune.tracing.views import CASTS, Pointwise, Stacked, View, apply_view, place
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrangement:
+    """How a parameter becomes a matrix and back; hashable, and equal for layers that are alike.
+
+    Attributes:
+      view: the steps from the parameter to the operand.
+      permutation: the axes of the operand in the order batch, output, contracted.
+      batch: how many of them are batch axes.
+      output: how many are output axes.
+      groups: the feature groups of a convolution, which make a batch axis.
+    """
+
+    view: View
+    permutation: tuple[int, ...]
+    batch: int
+    output: int
+    groups: int = 1
+
+    @property
+    def stacked(self) -> int:
+        """How many leading axes loops run over."""
+        return sum(isinstance(step, Stacked) for step in self.view)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the operand holds the values of the parameter; not so where a mask or a scale is multiplied in."""
+        return all(not isinstance(step, Pointwise) or step.primitive in CASTS for step in self.view)
+
+    def to_matrix(self, array: Any, index: Sequence[Any] = ()) -> jax.Array:
+        """The matrix of an array of the parameter's shape.
+
+        Args:
+          array: the parameter, a mask of it, scores.
+          index: which slice of each stacked axis; all of them where it is left out.
+
+        Returns:
+          (*stack, *batch, out, in).
+        """
+        operand = apply_view(self.view, array, index)
+        return self.from_operand(operand, self.stacked - len(index))
+
+    def from_matrix(self, matrix: Any, array: Any, index: Sequence[Any] = ()) -> jax.Array:
+        """Puts a matrix back: the inverse of `to_matrix`.
+
+        Args:
+          matrix: what `to_matrix` gave, or something of that shape.
+          array: the parameter (or mask) to put it in; what the matrix does not cover stays.
+          index: as for `to_matrix`.
+
+        Returns:
+          An array of the shape and dtype of `array`.
+        """
+        array, rest = jnp.asarray(array), self.stacked - len(index)
+        shape = jax.eval_shape(lambda array: apply_view(self.view, array, index), array).shape
+        ordered = (*shape[:rest], *(shape[rest + k] for k in self.permutation))
+        back = (*range(rest), *(rest + int(k) for k in np.argsort(self.permutation)))
+        operand = jnp.transpose(jnp.reshape(matrix, ordered), back)
+        return place(self.view, array, operand.astype(array.dtype), index)
+
+    def from_operand(self, operand: Any, stacked: int = 0) -> jax.Array:
+        """The matrix of the operand itself, with `stacked` axes in front."""
+        ordered = (*range(stacked), *(stacked + k for k in self.permutation))
+        operand = jnp.transpose(operand, ordered)
+        shape, front = operand.shape, stacked + self.batch
+        batch, outputs = shape[:front], shape[front : front + self.output]
+        if self.groups > 1:
+            batch, outputs = (*batch, self.groups), (math.prod(outputs) // self.groups,)
+        return jnp.reshape(operand, (*batch, math.prod(outputs), math.prod(shape[front + self.output :])))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Matrix:
+    """A parameter, or the part of one, that operations multiply with as a matrix.
+
+    Attributes:
+      name: the path of the parameter; further parts of it are `path#1`, `path#2`, ...
+      path: the parameter.
+      leaf: its position among the parameters.
+      arrangement: how it becomes a matrix.
+      sites: the operations, in the order of the program.
+    """
+
+    name: str
+    path: str
+    leaf: int
+    arrangement: Arrangement
+    sites: tuple[Site, ...]
+
+
+def arrangement_of(site: Site, program: Program) -> Arrangement | None:
+    """How the parameter of a site becomes a matrix; None where the operation is no product with a matrix."""
+    node, shape = site.node, program.shape(site.node.inputs[site.operand])
+    if site.kind == DOT:
+        (sums, batches) = node.params["dimension_numbers"]
+        contract, batch = sorted(sums[site.operand]), tuple(batches[site.operand])
+        output = free_axes(len(shape), tuple(contract), batch)
+        return Arrangement(site.view, (*batch, *output, *contract), len(batch), len(output))
+    if site.kind == CONVOLUTION and node.params["batch_group_count"] == 1:
+        output, inputs, *window = node.params["dimension_numbers"].rhs_spec
+        groups = node.params["feature_group_count"]
+        return Arrangement(site.view, (output, *window, inputs), 0, 1, groups)
+    if site.kind == RAGGED_DOT and _is_grouped(site):
+        numbers = node.params["ragged_dot_dimension_numbers"]
+        ((_, contract), _), groups = numbers.dot_dimension_numbers, numbers.rhs_group_dimensions
+        output = free_axes(len(shape), contract, groups)
+        return Arrangement(site.view, (*groups, *output, *sorted(contract)), 1, len(output))
+    return None
+
+
+def _is_grouped(site: Site) -> bool:
+    """Whether the rows of the data are split between the groups: what a mixture of experts does."""
+    numbers = site.node.params["ragged_dot_dimension_numbers"]
+    (lhs_sum, _), (lhs_batch, _) = numbers.dot_dimension_numbers
+    ragged = tuple(numbers.lhs_ragged_dimensions)
+    return site.operand == 1 and len(numbers.rhs_group_dimensions) == 1 and not {*lhs_batch, *lhs_sum} & set(ragged)
+
+
+def find_matrices(sites: Iterable[Site], program: Program) -> tuple[Matrix, ...]:
+    """The matrices of a program, in the order in which they are first used.
+
+    Operations that see the same elements in the same way share one. A part of a parameter whose elements belong to an
+    earlier matrix, seen in another way (a transposed second use), is none of its own.
+    """
+    found: dict[tuple[int, Arrangement], list[Site]] = {}
+    for site in sites:
+        if site.kind != GATHER and (arrangement := arrangement_of(site, program)) is not None:
+            found.setdefault((site.leaf, arrangement), []).append(site)
+    parts = collections.Counter(leaf for leaf, _ in found)
+    seen: dict[int, np.ndarray] = {}
+    numbers: collections.Counter[int] = collections.Counter()
+    matrices = []
+    for (leaf, arrangement), users in found.items():
+        if parts[leaf] > 1:
+            own = _elements(arrangement, program.shape(program.graph.inputs[leaf]))
+            if leaf in seen and bool((seen[leaf] & own).any()):
+                continue
+            seen[leaf] = seen[leaf] | own if leaf in seen else own
+        path, number = users[0].path, numbers[leaf]
+        numbers[leaf] += 1
+        matrices.append(Matrix(f"{path}#{number}" if number else path, path, leaf, arrangement, tuple(users)))
+    return tuple(matrices)
+
+
+def _elements(arrangement: Arrangement, shape: tuple[int, ...]) -> np.ndarray:
+    """Which elements of the parameter a matrix covers."""
+    with jax.ensure_compile_time_eval():
+        empty = jnp.zeros(shape, bool)
+        return np.asarray(arrangement.from_matrix(~arrangement.to_matrix(empty), empty))
