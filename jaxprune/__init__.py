@@ -4,12 +4,15 @@ Masks from scores (`compute_masks`), training under masks in any Optax chain (`s
 them back (`get_masks`, `sparse_params`).
 """
 
-from jaxprune import allocation, pruners, schedules, scores, storage, tracing
+from jaxprune import allocation, posttraining, pruners, schedules, scores, storage, tracing
 from jaxprune.calibration import Statistics, calibrate, capture
 from jaxprune.calibration import statistics as stats
 from jaxprune.compute import Rule, compute_masks
 from jaxprune.lottery import Ticket, lottery_ticket
 from jaxprune.masks import apply_masks, combine, from_zeros, full_masks, pack, sparsity, unpack
+from jaxprune.posttraining.one_shot import prune_one_shot
+from jaxprune.posttraining.result import LayerReport, Pruned
+from jaxprune.posttraining.sequential import prune_sequential
 from jaxprune.pruners import Pruner
 from jaxprune.shrinking import (
     Budget,
@@ -44,10 +47,12 @@ __all__ = [
     "Cost",
     "EarlyBird",
     "Group",
+    "LayerReport",
     "Member",
     "Model",
     "PathCost",
     "Plan",
+    "Pruned",
     "Pruner",
     "Rule",
     "Site",
@@ -78,6 +83,9 @@ __all__ = [
     "lottery_ticket",
     "pack",
     "plan_from_masks",
+    "posttraining",
+    "prune_one_shot",
+    "prune_sequential",
     "pruners",
     "removal_penalty",
     "rewind",

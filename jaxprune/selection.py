@@ -130,18 +130,18 @@ def _select(
     return lax.cond(at_least == k, lambda: [key >= threshold for key in keys], resolve_ties)
 
 
-def row_top_k_mask(scores: jax.Array, k: int) -> jax.Array:
+def row_top_k_mask(scores: jax.Array, k: int | jax.Array) -> jax.Array:
     """Marks the `k` highest scores of each row along the last axis.
 
     Args:
       scores: floating array `(..., n)`.
-      k: how many to mark in each row, `0 <= k <= n`.
+      k: how many to mark in each row, `0 <= k <= n`; may be traced.
 
     Returns:
       A bool array of the shape of `scores`, `k` entries True in each row.
 
     Raises:
-      ValueError: `k` is out of range.
+      ValueError: a static `k` is out of range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -149,13 +149,13 @@ def row_top_k_mask(scores: jax.Array, k: int) -> jax.Array:
       [[False, True, False], [True, False, False]]
     """
     n = scores.shape[-1]
-    if not 0 <= k <= n:
+    if isinstance(k, (int, np.integer)) and not 0 <= k <= n:
         raise ValueError(f"k={k} of rows of {n} scores; k must lie between 0 and {n}.")
     return row_top_k_of_keys(order_keys(scores), k)
 
 
-@functools.partial(jax.jit, static_argnames="k")
-def row_top_k_of_keys(keys: jax.Array, k: int) -> jax.Array:
+@jax.jit
+def row_top_k_of_keys(keys: jax.Array, k: int | jax.Array) -> jax.Array:
     """Like `row_top_k_mask`, of integer keys."""
     n = keys.shape[-1]
     wanted = jnp.asarray(k, jnp.int32)

@@ -1,5 +1,6 @@
 """Calibration: statistics summed over batches of data."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -103,3 +104,16 @@ def bar(items: Iterable[Any], show: bool, description: str) -> Iterator[Any]:
     from rich.progress import track
 
     yield from track(items, description=description)
+
+
+@contextlib.contextmanager
+def counter(show: bool, total: int, description: str) -> Iterator[Callable[[], None]]:
+    """A progress bar that is moved on by hand."""
+    if not show:
+        yield lambda: None
+        return
+    from rich.progress import Progress
+
+    with Progress() as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda: progress.advance(task)

@@ -97,7 +97,7 @@ class Mean(NamedTuple):
     """A mean as its sums.
 
     Attributes:
-      count: float32[...], the rows.
+      rows: float32[...], how many rows.
       total: float32[..., features].
 
     Example:
@@ -105,20 +105,20 @@ class Mean(NamedTuple):
       [0.5, 2.0]
     """
 
-    count: jax.Array
+    rows: jax.Array
     total: jax.Array
 
     @property
     def value(self) -> jax.Array:
         """float32[..., features]; zero where there were no rows."""
-        return self.total / jnp.maximum(self.count, 1e-30)[..., None]
+        return self.total / jnp.maximum(self.rows, 1e-30)[..., None]
 
 
 class Moments(NamedTuple):
     """Mean and variance as their sums.
 
     Attributes:
-      count: float32[...], the rows.
+      rows: float32[...], how many rows.
       total: float32[..., features].
       squares: float32[..., features].
 
@@ -127,19 +127,19 @@ class Moments(NamedTuple):
       [0.25, 0.0]
     """
 
-    count: jax.Array
+    rows: jax.Array
     total: jax.Array
     squares: jax.Array
 
     @property
     def mean(self) -> jax.Array:
         """float32[..., features]; zero where there were no rows."""
-        return Mean(self.count, self.total).value
+        return Mean(self.rows, self.total).value
 
     @property
     def variance(self) -> jax.Array:
         """float32[..., features], not negative."""
-        return jnp.maximum(Mean(self.count, self.squares).value - jnp.square(self.mean), 0.0)
+        return jnp.maximum(Mean(self.rows, self.squares).value - jnp.square(self.mean), 0.0)
 
 
 def _weighted(x: jax.Array, weights: jax.Array) -> jax.Array:
