@@ -153,6 +153,17 @@ def test_traced_k_is_one_program():
     assert len(traces) == 1
 
 
+def test_traced_k_of_rows_is_one_program():
+    scores = np.random.default_rng(4).integers(-3, 4, (6, 9)).astype(np.float32)
+    choose = jax.jit(selection.row_top_k_mask)
+    for k in (0, 1, 4, 9):
+        want = np.stack([oracle(row, k) for row in scores])
+        np.testing.assert_array_equal(choose(jnp.asarray(scores), jnp.asarray(k, jnp.int32)), want)
+        np.testing.assert_array_equal(selection.row_top_k_mask(jnp.asarray(scores), k), want)
+    many = jax.vmap(selection.row_top_k_mask)(jnp.stack([scores, -scores]), jnp.array([2, 5], jnp.int32))
+    np.testing.assert_array_equal(many.sum(-1), np.repeat([[2], [5]], 6, 1))
+
+
 def test_vmap_over_scores_and_k():
     scores = np.random.default_rng(1).integers(-2, 3, (4, 12)).astype(np.float32)
     ks = np.array([0, 3, 7, 12], np.int32)

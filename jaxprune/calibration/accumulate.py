@@ -77,12 +77,14 @@ def calibrate(
         if total is None:
             total = first(params, args)
             continue
-        try:
-            total = step(total, params, args)
-        except ValueError as error:
-            if seen == 1 and "Mapping key mismatch" in str(error):
-                raise ValueError(f"init has statistics of other inputs than this function: {error}") from error
-            raise
+        if seen == 1:
+            wanted = jax.eval_shape(tapped, params, *args)[1]
+            if jax.tree.structure(wanted) != jax.tree.structure(total):
+                raise ValueError(
+                    f"init has statistics of other inputs, of {', '.join(total.names)}, than this function with this "
+                    f"`stat` and `where`, of {', '.join(wanted.names)}."
+                )
+        total = step(total, params, args)
     if total is None or not seen:
         raise ValueError("calibrate: there are no batches, so there is nothing to learn from.")
     empty = [name for name, count in jax.device_get(total.counts).items() if not (count > 0).any()]

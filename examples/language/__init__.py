@@ -1,0 +1,1 @@
+"""Helpers of `examples/one_shot_transformer.py`: training, evaluation."""

@@ -1,0 +1,266 @@
+"""`prune_one_shot` and `prune_sequential` against loops that are written by hand for one model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune as jp
+from jaxprune.calibration.statistics import gram
+from jaxprune.posttraining import magnitude, repaired, sparsegpt, wanda
+from jaxprune.posttraining.layer import correct
+from jaxprune.posttraining.stages import Stages
+from tests.zoo.models import ZOO
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+PARAMS = {"a": normal(0, 8, 16), "b": normal(1, 16, 16), "c": normal(2, 16, 4)}
+BATCHES = [normal(k, 32, 8) for k in range(3, 6)]
+
+
+def net(params, x):
+    return jnp.tanh(jnp.tanh(x @ params["a"]) @ params["b"]) @ params["c"]
+
+
+def by_hand(method, order: str = "op", target: str = "self", structure=jp.Unstructured(), sparsity=0.5):
+    xs, dense, out = BATCHES, BATCHES, {}
+    for name in "abc":
+        weights = PARAMS[name].T
+        total = sum(gram(x) for x in (dense if order == "all" else xs))
+        if target == "dense":
+            cross = sum(jnp.einsum("rk,rl->kl", d, x, precision="highest") for d, x in zip(dense, xs, strict=True))
+            weights = correct(weights, total, cross)
+        out[name] = method(weights, total, sparsity, structure)[0].T
+        xs = [jnp.tanh(x @ out[name]) for x in xs]
+        dense = [jnp.tanh(x @ PARAMS[name]) for x in dense]
+    return out
+
+
+def assert_close(found, expected) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, expected)
+
+
+class TestSequential:
+    @pytest.mark.parametrize("target", ["self", "dense"])
+    @pytest.mark.parametrize("structure", [jp.Unstructured(), jp.NM(2, 4)], ids=str)
+    def test_equals_a_loop_by_hand(self, target, structure) -> None:
+        found = jp.prune_sequential(net, PARAMS, BATCHES, sparsegpt(), sparsity=0.5, structure=structure, target=target)
+        assert_close(found.params, by_hand(sparsegpt(), target=target, structure=structure))
+        for name in PARAMS:
+            np.testing.assert_array_equal(found.params[name] != 0, found.masks[name])
+            assert float(jp.sparsity(found.masks[name], found.params[name])) == 0.5
+
+    def test_dense_target_ends_nearer_to_the_dense_model(self) -> None:
+        def error(target):
+            params = jp.prune_sequential(net, PARAMS, BATCHES, sparsegpt(), sparsity=0.5, target=target).params
+            return sum(float(jnp.sum(jnp.square(net(params, x) - net(PARAMS, x)))) for x in BATCHES)
+
+        assert error("dense") < error("self")
+
+    def test_blocks_take_the_statistics_of_dense_weights(self) -> None:
+        # One block of all: the statistics are those of one shot.
+        found = jp.prune_sequential(net, PARAMS, BATCHES, sparsegpt(), sparsity=0.5, order="block", blocks=[""])
+        assert_close(found.params, by_hand(sparsegpt(), order="all"))
+        apart = jp.prune_sequential(net, PARAMS, BATCHES, sparsegpt(), sparsity=0.5, order="block")
+        assert_close(apart.params, by_hand(sparsegpt()))
+
+    def test_scanned_layers_are_those_of_an_unrolled_model(self) -> None:
+        stacked = {"w": normal(0, 3, 8, 8), "b": jnp.ones((3, 8)), "shared": normal(1, 8, 8)}
+
+        def layer(x, w, b, shared):
+            return jnp.tanh(x @ w + b[None]) @ shared
+
+        def scanned(p, x):
+            half = p["w"].astype(jnp.float32).transpose(0, 2, 1)  # a view before the scan
+            body = lambda x, wb: (layer(x, wb[0].T, wb[1], p["shared"]), None)  # noqa: E731
+            return jax.lax.scan(body, x, (half, p["b"]))[0]
+
+        def unrolled(p, x):
+            for k in range(3):
+                x = layer(x, p[f"w{k}"], p[f"b{k}"], p["shared"])
+            return x
+
+        flat = {f"{name}{k}": stacked[name][k] for name in "wb" for k in range(3)} | {"shared": stacked["shared"]}
+        for options in ({}, {"order": "block"}):
+            one = jp.prune_sequential(scanned, stacked, BATCHES, sparsegpt(), sparsity=0.5, where="w", **options)
+            other = jp.prune_sequential(unrolled, flat, BATCHES, sparsegpt(), sparsity=0.5, where="w.", **options)
+            for k in range(3):
+                np.testing.assert_allclose(one.params["w"][k], other.params[f"w{k}"], rtol=1e-3, atol=1e-4)
+            assert [layer.index for layer in one.layers] == [(0,), (1,), (2,)]
+        # The shared weight is pruned first, once, from what all three layers give it.
+        both = jp.prune_sequential(scanned, stacked, BATCHES, sparsegpt(), sparsity=0.5, where="w|shared")
+        assert (both.layers[0].name, both.layers[0].rows) == ("shared", 3 * 96)
+
+    def test_layers_of_different_sparsity(self) -> None:
+        stacked = {"w": normal(0, 3, 8, 8)}
+
+        def scanned(p, x):
+            return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["w"])[0]
+
+        wanted = {"w": np.array([0.25, 0.5, 0.75])}
+        for prune in (jp.prune_sequential, jp.prune_one_shot):
+            masks = prune(scanned, stacked, BATCHES, wanda(), sparsity=wanted).masks["w"]
+            np.testing.assert_allclose(1 - masks.mean((1, 2)), wanted["w"])
+
+    def test_repeated_layers_compile_once(self, monkeypatch) -> None:
+        made = []
+        start = Stages.__init__
+        monkeypatch.setattr(Stages, "__init__", lambda self, *args: (start(self, *args), made.append(self))[0])
+
+        def deep(p, x):
+            for k in range(len(p)):
+                x = x + jax.nn.gelu(x @ p[f"up{k}"])
+            return x
+
+        def count(depth: int) -> int:
+            params = {f"up{k}": normal(k, 8, 8) for k in range(depth)}
+            jp.prune_sequential(deep, params, BATCHES, sparsegpt(), sparsity=0.5)
+            return len(made[-1].compiled)
+
+        assert count(3) == count(7)
+
+    def test_recurrent_cell_is_pruned_once_from_all_steps(self) -> None:
+        zoo = ZOO["linen_gru"]()
+        found = jp.prune_sequential(zoo.apply_fn, zoo.params, [zoo.args], sparsegpt(), sparsity=0.5)
+        names = [layer.name for layer in found.layers]
+        assert len(names) == len(set(names))
+        assert {layer.rows for layer in found.layers if "hr" in layer.name or "hz" in layer.name} != {2.0}
+
+    def test_tied_embedding_is_left_out_unless_asked_for(self) -> None:
+        params = {"table": normal(0, 16, 8), "w": normal(1, 8, 8)}
+
+        def lm(p, k):
+            return jnp.tanh(p["table"][k] @ p["w"]) @ p["table"].T
+
+        batch = jnp.arange(16)
+        assert [layer.name for layer in jp.prune_sequential(lm, params, [batch], wanda(), sparsity=0.5).layers] == ["w"]
+        found = jp.prune_sequential(lm, params, [batch], wanda(), sparsity=0.5, where=".*")
+        assert {layer.name for layer in found.layers} == {"w", "table"}
+
+    def test_host_memory_between_stages_changes_nothing(self) -> None:
+        one, other = (
+            jp.prune_sequential(net, PARAMS, BATCHES, sparsegpt(), sparsity=0.5, offload=offload) for offload in (0, 1)
+        )
+        jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+
+    def test_padding_counts_for_nothing(self) -> None:
+        padded = [jnp.concatenate([x, 100 * jnp.ones((4, 8))]) for x in BATCHES]
+        found = jp.prune_sequential(
+            net, PARAMS, padded, sparsegpt(), sparsity=0.5, weights=lambda x: jnp.arange(36) < 32
+        )
+        assert_close(found.params, by_hand(sparsegpt()))
+
+
+class TestOneShot:
+    def test_equals_a_loop_by_hand(self) -> None:
+        found = jp.prune_one_shot(net, PARAMS, BATCHES, sparsegpt(), sparsity=0.5)
+        assert_close(found.params, by_hand(sparsegpt(), order="all"))
+        again = jp.prune_one_shot(
+            net, PARAMS, BATCHES, sparsegpt(), sparsity=0.5, stats=jp.calibrate(net, PARAMS, BATCHES, jp.stats.gram)
+        )
+        jax.tree.map(np.testing.assert_array_equal, found.params, again.params)
+
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+    def test_narrow_weights_keep_dtype_and_zeros(self, dtype) -> None:
+        params = jax.tree.map(lambda w: w.astype(dtype), PARAMS)
+        batches = [x.astype(dtype) for x in BATCHES]
+        found = jp.prune_one_shot(net, params, batches, sparsegpt(), sparsity=0.5)
+        assert {leaf.dtype for leaf in jax.tree.leaves(found.params)} == {jnp.dtype(dtype)}
+        assert float(jp.sparsity(jp.from_zeros(found.params), found.params)) >= 0.5
+
+    @pytest.mark.parametrize("name", ["linen_scan_transformer", "wavenet", "moe_ragged"])
+    def test_whole_models(self, name: str) -> None:
+        zoo = ZOO[name]()
+        found = jp.prune_one_shot(zoo.apply_fn, zoo.params, [zoo.args], repaired(), sparsity=0.5)
+        assert found.layers and all(0 < layer.error < 1 for layer in found.layers)
+        out = zoo.apply_fn(found.params, *zoo.args)
+        assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(out))
+
+    def test_masked_weights_are_repaired_and_scaled_ones_only_masked(self) -> None:
+        mask = jnp.arange(64).reshape(8, 8) % 2 == 0
+        params = {"masked": normal(0, 8, 8), "scaled": normal(1, 8, 8)}
+
+        def two(p, x):
+            scale = 1 / jnp.linalg.norm(p["scaled"])
+            return x @ jnp.where(mask, p["masked"], 0), x @ (p["scaled"] * scale)
+
+        found = jp.prune_one_shot(two, params, BATCHES, sparsegpt(), sparsity=0.25)
+        notes = {layer.name: layer.note for layer in found.layers}
+        assert notes["masked"] == ""
+        assert "masked only" in notes["scaled"]
+        kept = found.masks["scaled"]
+        np.testing.assert_array_equal(found.params["scaled"], jnp.where(kept, params["scaled"], 0))
+
+    def test_blocks(self) -> None:
+        found = jp.prune_one_shot(net, PARAMS, BATCHES, magnitude(), sparsity=0.5, structure=jp.Block((4, 2)))
+        tiles = np.asarray(found.masks["b"]).reshape(4, 4, 8, 2)
+        assert (tiles == tiles[:, :1, :, :1]).all()
+        assert tiles.mean() == 0.5
+
+
+def test_masks_go_on_in_training_and_lora_merges_without_losing_a_zero() -> None:
+    pruned = jp.prune_one_shot(net, PARAMS, BATCHES, wanda(), sparsity=0.5)
+    tx = optax.chain(optax.adam(1e-2), jp.keep_masks(pruned.masks))
+    params, state = pruned.params, tx.init(pruned.params)
+    for x in BATCHES:
+        grads = jax.grad(lambda p, x=x: jnp.sum(jnp.square(net(p, x))))(params)
+        with jax.numpy_dtype_promotion("standard"):  # Optax's Adam needs it
+            updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    jp.check_masks(params, state)
+    low_rank = jax.tree.map(lambda w: normal(0, w.shape[0], 2) @ normal(1, 2, w.shape[1]), params)
+    merged = jp.apply_masks(jax.tree.map(jnp.add, params, low_rank), pruned.masks)
+    assert float(jp.sparsity(jp.from_zeros(merged), merged)) == 0.5
+
+
+def test_result_is_printed_and_plotted() -> None:
+    pruned = jp.prune_one_shot(net, PARAMS, BATCHES, wanda(), sparsity=0.5)
+    text = str(pruned)
+    assert "16 x 8" in text and "~" in text
+    assert [row["name"] for row in pruned.rows()] == ["a", "b", "c"]
+    axes = pruned.plot()
+    assert len(axes.patches) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batches": []}, "there are no batches"),
+        ({"sparsity": None}, "give a sparsity"),
+        ({"sparsity": 1.5}, "0 <= sparsity < 1"),
+        ({"sparsity": {"a": 0.5}}, "no sparsity for 'b'"),
+        ({"sparsity": {"x": 0.5}}, "sparsity is given for x; to prune are a, b, c"),
+        ({"sparsity": 0.3, "structure": jp.NM(2, 4)}, "pattern fixes it at 0.5"),
+        ({"where": "nothing"}, "matches no floating parameter"),
+        ({"weights": lambda x: jnp.zeros(len(x))}, "no rows"),
+    ],
+)
+@pytest.mark.parametrize("prune", [jp.prune_one_shot, jp.prune_sequential])
+def test_says_what_is_wrong(prune, options, message) -> None:
+    arguments = {"batches": BATCHES, "sparsity": 0.5, **options}
+    batches = arguments.pop("batches")
+    with pytest.raises(ValueError, match=message):
+        prune(net, PARAMS, batches, wanda(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": "layer"}, "order='layer'; it may be one of"),
+        ({"target": "both"}, "target='both'; it may be one of"),
+        ({"blocks": ["a"]}, 'has no meaning under order="op"'),
+        ({"target": "dense"}, "takes Gram matrices"),
+    ],
+)
+def test_sequential_says_what_is_wrong(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        jp.prune_sequential(net, PARAMS, BATCHES, wanda(), sparsity=0.5, **options)
+
+
+def test_batches_of_several_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="several shapes"):
+        jp.prune_sequential(net, PARAMS, [BATCHES[0], BATCHES[1][:5]], wanda(), sparsity=0.5)
