@@ -9,8 +9,8 @@ cores, then it is loaded), judged by its perplexity on files that it has not see
 weights, judged by the cosine of its sentence embeddings to the dense ones. Every method sees the same calibration text
 and prunes block after block (`jp.prune_sequential`). A seed draws other calibration text; the dense model is the same.
 
-Zeros do not make dense kernels faster: this example is about what is lost; `shrink_transformer.py` makes a model smaller.
-It prints a table, and writes `results.json` and a plot to `--output-dir`.
+Zeros do not make dense kernels faster: this example is about what is lost; `shrink_transformer.py` makes a model
+smaller. It prints a table, and writes `results.json` and a plot to `--output-dir`.
 """
 
 from __future__ import annotations

@@ -51,15 +51,15 @@ class Config:
       checkpoint_every: steps.
     """
 
-    vocabulary: int = 2_048
-    width: int = 192
+    vocabulary: int = 1_024
+    width: int = 128
     depth: int = 4
-    heads: int = 3
-    hidden: int = 512
+    heads: int = 4
+    hidden: int = 352
     context: int = 128
-    steps: int = 1_400
+    steps: int = 2_800
     batch_size: int = 8
-    learning_rate: float = 4e-3
+    learning_rate: float = 5e-3
     weight_decay: float = 0.1
     seed: int = 0
     evaluation_windows: int = 512

@@ -175,7 +175,7 @@ def _measure_convolution(
 
     positions = math.prod(source.node.equation.outvars[0].aval.shape[k] for k in numbers.out_spec[2:])
     parts = -(-x.shape[0] * positions * math.prod(window) * features * groups // _MAX_PATCHES)
-    parts = next(n for n in range(max(parts, 1), x.shape[0] + 1) if x.shape[0] % n == 0)
+    parts = next(n for n in range(min(max(parts, 1), x.shape[0]), x.shape[0] + 1) if x.shape[0] % n == 0)
     shape = (x.shape[0], *(source.node.equation.outvars[0].aval.shape[k] for k in numbers.out_spec[2:]))
     weights = _row_weights(row_weights, shape, source)
 

@@ -120,12 +120,11 @@ def sweep_columns(
         scales = lax.dynamic_slice_in_dim(diagonal, first, block)
         couplings = lax.dynamic_slice_in_dim(unit, first, block)
         inner = lax.dynamic_slice_in_dim(couplings, first, block, axis=1)
-        inside = (first + jnp.arange(block) < columns)[:, None]
         if fixed is not None:
             chosen = lax.dynamic_slice_in_dim(fixed, first, block)
         elif counts is not None:
             scores = jnp.square(part / scales[:, None])
-            among = jnp.broadcast_to(inside, scores.shape)
+            among = jnp.broadcast_to((first + jnp.arange(block) < columns)[:, None], scores.shape)
             chosen = selection.top_k_mask(scores, counts[i], among=among)
         elif group > _INLINE_GROUP:
             chosen = NM(n, group, axis=0).select(jnp.square(part / scales[:, None]))
@@ -133,26 +132,33 @@ def sweep_columns(
         else:
             chosen = None
 
-        def sweep_some(part: jax.Array, start: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        # Read in each step as floats: XLA's code for a CPU is slow where bools and floats meet.
+        drops = None if chosen is None else (~chosen).astype(part.dtype)
+
+        def sweep_some(part: jax.Array, start: jax.Array) -> tuple[jax.Array, Any]:
             columns_of = functools.partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=straight)
             coupling = columns_of(inner)
             among_them = columns_of(coupling, axis=1)
             values, scale = list(columns_of(part)), columns_of(scales)
-            keeps = [] if chosen is None else list(columns_of(chosen))
+            dropped = [] if drops is None else [drop > 0 for drop in columns_of(drops)]
             errors: list[jax.Array] = []
             for j in range(straight):
-                if chosen is None and j % group == 0:
+                if drops is None and j % group == 0:
                     scores = [jnp.square(values[j + t] / scale[j + t]) for t in range(group)]
-                    remainder = first + start + j + group > whole
-                    keeps += [highest | remainder for highest in _highest(scores, n)]
-                errors.append(jnp.where(keeps[j], 0, values[j]))
+                    dropped += _lower(scores, n)
+                    if whole < columns:  # costs as much as the choice itself
+                        inside = first + start + j + group <= whole
+                        dropped[j:] = [drop & inside for drop in dropped[j:]]
+                errors.append(jnp.where(dropped[j], values[j], 0))
                 for t in range(j + 1, straight):
                     values[t] = values[t] - among_them[j, t] * errors[j]
             error = jnp.stack(errors)
-            return part - _matmul(coupling.T, error), (error, jnp.stack(keeps))
+            kept = None if drops is not None else ~jnp.stack(dropped)
+            return part - _matmul(coupling.T, error), (error, kept)
 
-        part, (error, chosen) = lax.scan(sweep_some, part, jnp.arange(0, block, straight))
-        error, chosen = error.reshape(block, rows), chosen.reshape(block, rows)
+        part, (error, made) = lax.scan(sweep_some, part, jnp.arange(0, block, straight))
+        error = error.reshape(block, rows)
+        chosen = made.reshape(block, rows) if chosen is None else chosen
         matrix = matrix - _matmul(couplings.T, error)
         matrix = lax.dynamic_update_slice_in_dim(matrix, jnp.where(chosen, part, 0), first, 0)
         return matrix, lax.dynamic_update_slice_in_dim(keep, chosen, first, 0)
@@ -171,11 +177,11 @@ def _block_counts(sparsity: Any, ends: Sequence[int], rows: int) -> jax.Array:
     return jnp.stack([jnp.asarray(count, jnp.int32) for count in counts])
 
 
-def _highest(scores: Sequence[jax.Array], n: int) -> list[jax.Array]:
-    """Marks the `n` highest of some arrays at every place, by elementwise code alone; ties go to the earlier."""
-    chosen = []
+def _lower(scores: Sequence[jax.Array], n: int) -> list[jax.Array]:
+    """Marks all but the `n` highest of some arrays at every place, by elementwise code; ties go to the earlier."""
+    lower = []
     for i, mine in enumerate(scores):
         above = [(other >= mine) if j < i else (other > mine) for j, other in enumerate(scores) if j != i]
-        rank = sum((flag.astype(jnp.int8) for flag in above), jnp.zeros(mine.shape, jnp.int8))
-        chosen.append(rank < n)
-    return chosen
+        rank = sum((flag.astype(jnp.int32) for flag in above), jnp.zeros(mine.shape, jnp.int32))
+        lower.append(rank >= n)
+    return lower

@@ -31,6 +31,14 @@ class LayerReport:
       rows: over how many rows the statistic was taken, on average over a batch of matrices.
       facts: what the method says: the damping that was used, whether it fell back, iterations; the worst of a stack.
       note: what a reader should know, or `""`.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> batches, method = [jnp.ones((8, 4))], jp.posttraining.magnitude()
+      >>> pruned = jp.prune_one_shot(lambda p, x: x @ p["a"], {"a": jnp.eye(4)}, batches, method, sparsity=0.75)
+      >>> report = pruned.layers[0]
+      >>> report.name, report.shape, report.sparsity, report.error
+      ('a', (4, 4), 0.75, 0.0)
     """
 
     name: str

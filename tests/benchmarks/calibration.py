@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         for name, stat in STATS.items():
             calls[name] = jax.jit(jp.capture(apply, stat))
         times = medians(
-            {name: (lambda f=f: f(params, tokens)) for name, f in calls.items()},
+            {name: (lambda f=f, params=params: f(params, tokens)) for name, f in calls.items()},
             args.repetitions,
         )
         for name in STATS:
