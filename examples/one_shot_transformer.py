@@ -149,15 +149,21 @@ def plot(task: Task, lines: Sequence[dict[str, Any]], metric: str, path: Path) -
     """The first metric against the sparsity, a curve a method, with error bars."""
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     labels = list(dict.fromkeys(line["sparsity"] for line in lines if line["sparsity"]))
-    for method in dict.fromkeys(line["method"] for line in lines if line["sparsity"]):
+    for k, method in enumerate(dict.fromkeys(line["method"] for line in lines if line["sparsity"])):
         own = [line for line in lines if line["method"] == method]
-        spread = [line[metric][1] or 0.0 for line in own]
-        axes.errorbar([line["sparsity"] for line in own], [line[metric][0] for line in own], spread, marker="o",
-                      capsize=3, label=method)  # fmt: skip
+        # N:M is another structure: its points are not joined with those of the sparsities.
+        for pattern, style in ((False, "o-"), (True, "o")):
+            part = [line for line in own if (":" in line["sparsity"]) == pattern]
+            places = [labels.index(line["sparsity"]) for line in part]
+            means, spread = [line[metric][0] for line in part], [line[metric][1] or 0.0 for line in part]
+            label = None if pattern and len(part) < len(own) else method
+            axes.errorbar(places, means, spread, fmt=style, color=f"C{k}", capsize=3, label=label)
     dense = next(line[metric][0] for line in lines if line["method"] == "dense")
     axes.axhline(dense, color="black", linestyle=":", label="dense")
     if task.better == "lower":
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:.0f}")
+        axes.yaxis.set_minor_formatter("{x:.0f}")
     axes.set_xticks(range(len(labels)), labels)
     axes.set_xlabel("zeros in the pruned kernels")
     axes.set_ylabel(f"{metric} ({task.better} is better)")

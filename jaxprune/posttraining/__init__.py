@@ -6,6 +6,10 @@ what another has chosen; `sparsegpt`, `admm` and `alps` also change the weights 
 the inputs, and so does `repaired`, which puts a *repair* (`refit` or `sweep`) behind any of them. By layer error:
 `magnitude` is the worst, then `ria` and `wanda`, `sparsegpt`, `repaired`, `admm` and `alps`; by time, nearly the other
 way round. Every one takes single weights, N:M and (but `dsnot`) blocks.
+
+`jp.prune_one_shot` and `jp.prune_sequential` drive them over a model; `owl` and `sensitivity_allocation` give each
+layer a sparsity of its own; `reconstruct` trains block after block towards the dense model. Whole heads, features and
+experts: `flap_scores`, `expert_scores` for `jp.select`; `repair_consumers`, `compensate_bias` before `jp.shrink`.
 """
 
 from jaxprune.posttraining._admm import admm
@@ -20,19 +24,34 @@ from jaxprune.posttraining._ria import channel_permutation, ria
 from jaxprune.posttraining._sparsegpt import sparsegpt, sparsegpt_score
 from jaxprune.posttraining._sweep import sweep
 from jaxprune.posttraining._wanda import wanda
+from jaxprune.posttraining.experts import expert_scores, reap_scores
+from jaxprune.posttraining.owl import owl
+from jaxprune.posttraining.reconstruct import reconstruct
+from jaxprune.posttraining.sensitivity import Sensitivity, layer_sensitivity, sensitivity_allocation
+from jaxprune.posttraining.structured import compensate_bias, flap_scores, repair_consumers
 
 __all__ = [
     "Method",
     "Repair",
+    "Sensitivity",
     "admm",
     "alps",
     "bias_compensation",
     "channel_permutation",
+    "compensate_bias",
     "dsnot",
+    "expert_scores",
+    "flap_scores",
+    "layer_sensitivity",
     "magnitude",
+    "owl",
+    "reap_scores",
+    "reconstruct",
     "refit",
+    "repair_consumers",
     "repaired",
     "ria",
+    "sensitivity_allocation",
     "sparsegpt",
     "sparsegpt_score",
     "sweep",

@@ -68,16 +68,13 @@ class _Folder:
     def __init__(self, model: Model, leaves: list[Any], args: tuple[Any, ...]):
         self.model = model
         self.leaves = leaves
-        self.origins = Origins(model.program, len(model.paths))
+        self.biases = Biases(model)
+        self.origins = self.biases.origins
         self.keep: dict[str, np.ndarray] = {}  # without what has been folded
-        self.users: dict[int, list[Node]] = collections.defaultdict(list)
         self.makers: dict[int, Node] = {}
         self.computed: set[int] = set()  # parameters that an operation reads as a function of several
         for node in model.program.graph.everything():
             self.makers.update(dict.fromkeys(node.outputs, node))
-            for operand in node.inputs:
-                if not isinstance(operand, Literal):
-                    self.users[operand].append(node)
             for each in consumptions(node, model.program):
                 origin = self.origins.of(node.inputs[each.operand])
                 if origin is not None and origin.leaf is None:
@@ -134,7 +131,7 @@ class _Folder:
             return None
         if not contribution.any():
             return _Fold(None, contribution)
-        found = self._bias_after(site.node, out_axes)
+        found = self.biases.after(site.node, out_axes)
         if found is None:
             return None
         leaf, sign = found
@@ -174,14 +171,33 @@ class _Folder:
                     return not weights.compress(~alone.mask(dim), axis).any()
         return False
 
-    def _bias_after(self, node: Node, out_axes: Sequence[int]) -> tuple[int, int] | None:
+
+class Biases:
+    """Finds the bias that is added to the result of an operation.
+
+    Args:
+      model: the traced model.
+    """
+
+    def __init__(self, model: Model):
+        self.graph = model.program.graph
+        self.origins = Origins(model.program, len(model.paths))
+        self.users: dict[int, list[Node]] = collections.defaultdict(list)
+        self.outputs: set[Operand] = set(self.graph.outputs)
+        for node in self.graph.everything():
+            self.outputs.update(operand for subgraph in node.subgraphs for operand in subgraph.outputs)
+            for operand in node.inputs:
+                if not isinstance(operand, Literal):
+                    self.users[operand].append(node)
+
+    def after(self, node: Node, out_axes: Sequence[int]) -> tuple[int, int] | None:
         """The parameter that is added next along the output axes (or subtracted: -1), if nothing else reads it."""
         (value,) = node.outputs
         users = self.users[value]
         while len(users) == 1 and users[0].name == "convert_element_type":
             (value,) = users[0].outputs
             users = self.users[value]
-        if len(users) != 1 or users[0].name not in ("add", "sub") or value in self.model.program.graph.outputs:
+        if len(users) != 1 or users[0].name not in ("add", "sub") or value in self.outputs:
             return None
         (user,) = users
         if user.name == "sub" and user.inputs[0] != value:
@@ -196,16 +212,23 @@ class _Folder:
         return origin.leaf, -1 if user.name == "sub" else 1
 
     def _read_only_by(self, leaf: int, last: Node) -> bool:
-        value = self.model.program.graph.inputs[leaf]
+        value = self.graph.inputs[leaf]
         while True:
             users = self.users[value]
-            if len(users) != 1 or value in self.model.program.graph.outputs:
+            if len(users) != 1 or value in self.outputs:
                 return False
-            if users[0] is last:
+            (user,) = users
+            if user is last:
                 return True
-            if users[0].name not in RESHAPES:
+            if user.name in RESHAPES:
+                (value,) = user.outputs
+                continue
+            if user.name != "scan" or user.inputs.count(value) != 1:
                 return False
-            (value,) = users[0].outputs
+            k, first = user.inputs.index(value), user.params["num_consts"]
+            if first <= k < first + user.params["num_carry"]:
+                return False
+            value = user.subgraphs[0].inputs[k]
 
 
 def _contribution(
