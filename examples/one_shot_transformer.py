@@ -99,9 +99,8 @@ def compare(task: Task, args: argparse.Namespace, progress: Progress) -> list[di
         jax.block_until_ready(pruned.params)
         seconds = time.perf_counter() - start
         error = statistics.fmean(layer.error for layer in pruned.layers)
-        zeros = 1 - statistics.fmean(
-            [float(mask.mean()) for mask in jax.tree.leaves(pruned.masks) if mask.ndim]  # all of one task's size class
-        )
+        masks = [mask for mask in jax.tree.leaves(pruned.masks) if mask.ndim]
+        zeros = 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks)
         found = {"layer_error": error, "zeros": zeros, "seconds": seconds, **task.measure(pruned.params)}
         rows.append({"method": name, "sparsity": label, "seed": seed, **found})
         progress.advance(bar)

@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--macs", type=float, nargs="+", default=[0.9, 0.8, 0.7], help="shares of the multiply-adds")
+    made.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     made.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2], help="of the calibration text")
     made.add_argument("--samples", type=int, default=128, help="calibration windows")
     made.add_argument("--held-out", type=int, default=256, help="windows to measure on")
@@ -82,6 +83,7 @@ def drop_blocks(
     def apply_of(depth: int) -> Callable[..., Any]:
         return training.make_apply(training.make_model(dataclasses.replace(config, depth=depth)))
 
+    @jax.jit
     def loss(params: PyTree) -> jax.Array:
         apply = apply_of(jp.depth.count(params, "block_{}"))
         return jnp.mean(training.token_losses(apply, params, batches[0]))
@@ -120,7 +122,7 @@ def compare(args: argparse.Namespace, config: Config, progress: Progress) -> lis
         }
 
     rows = [{"method": "dense", "share": 1.0, "seed": 0, **measured(apply, dense)}]
-    runs = [(share, method, seed) for share in args.macs for method in METHODS for seed in args.seed]
+    runs = [(share, method, seed) for share in args.macs for method in args.methods for seed in args.seed]
     bar = progress.add_task("shrinking", total=len(runs))
     for share, method, seed in runs:
         progress.advance(bar)

@@ -90,11 +90,11 @@ def prune_matrix(
             "data that reaches it, or leave it out with `where`."
         )
     steps = tuple(jnp.asarray(k, jnp.int32) for k in index)
-    repairable, note = _repairable(matrix.arrangement)
+    updated, note = repairable(matrix.arrangement)
     # One number is static: host integers count exactly, float32 does not.
     fixed, each = (None, jnp.asarray(sparsity, jnp.float32)) if np.ndim(sparsity) else (sparsity, None)
     leaf, mask, measured = _prune(
-        leaf, mask, stat, each, steps, cross, matrix.arrangement, method, structure, fixed, repairable
+        leaf, mask, stat, each, steps, cross, matrix.arrangement, method, structure, fixed, updated
     )
     measured = jax.device_get(measured)
     facts = {key: np.max(value).item() for key, value in measured["facts"].items()}
@@ -113,7 +113,7 @@ def prune_matrix(
     return leaf, mask, report
 
 
-def _repairable(arrangement: Arrangement) -> tuple[bool, str]:
+def repairable(arrangement: Arrangement) -> tuple[bool, str]:
     """Whether new values of the operand are new values of the parameter."""
     steps = [step.primitive for step in arrangement.view if isinstance(step, Pointwise) and step.primitive not in CASTS]
     if all(name == "select_n" for name in steps):
@@ -121,7 +121,7 @@ def _repairable(arrangement: Arrangement) -> tuple[bool, str]:
     return False, f"masked only: the function changes its values before use ({', '.join(steps)})"
 
 
-@functools.partial(jax.jit, static_argnames=("arrangement", "method", "structure", "sparsity", "repairable"))
+@functools.partial(jax.jit, static_argnames=("arrangement", "method", "structure", "sparsity", "updated"))
 def _prune(
     leaf: jax.Array,
     mask: jax.Array,
@@ -133,7 +133,7 @@ def _prune(
     method: Method,
     structure: Structure,
     sparsity: float | None,
-    repairable: bool,
+    updated: bool,
 ) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
     dense = arrangement.to_matrix(leaf, index).astype(jnp.float32)
     start = dense if cross is None else _map(correct, dense.ndim - 2)(dense, _need_gram(stat, dense), cross)
@@ -144,7 +144,7 @@ def _prune(
 
     new, keep, facts = _map(solve, dense.ndim - 2)(start, stat, each)
     # The mask comes after the cast, so that zeros are zeros in every dtype.
-    new = jnp.where(keep, (new if repairable else dense).astype(leaf.dtype), jnp.zeros((), leaf.dtype))
+    new = jnp.where(keep, (new if updated else dense).astype(leaf.dtype), jnp.zeros((), leaf.dtype))
     error = relative_error(start, new.astype(jnp.float32), stat)
     measured = {"kept": jnp.mean(keep.astype(jnp.float32)), "error": error, "facts": facts}
     return arrangement.from_matrix(new, leaf, index), arrangement.from_matrix(keep, mask, index), measured

@@ -133,7 +133,7 @@ def layer_sensitivity(
     leaves = check_leaves(layers, params)
     errors, energies, sizes = {}, {}, {}
     for matrix in matrices:
-        repairable, _ = layer_._repairable(matrix.arrangement)
+        repairable, _ = layer_.repairable(matrix.arrangement)
         lost, energy = jax.device_get(
             _measure(
                 leaves[matrix.leaf],

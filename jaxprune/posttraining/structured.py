@@ -136,8 +136,7 @@ def repair_consumers(model: Model, plan: Plan, params: PyTree, stats: Statistics
     leaves, done = check_leaves(model.layers, params), False
     cut = _cut_matrices(model, plan)
     for matrix, mask in cut:
-        repairable, _ = layer_._repairable(matrix.arrangement)
-        if matrix.name not in stats or not repairable:
+        if matrix.name not in stats or not layer_.repairable(matrix.arrangement)[0]:
             continue
         gram = gram_matrix(matrix, stats, shape_of(matrix, model.layers))
         leaves[matrix.leaf] = _repair(leaves[matrix.leaf], gram, mask, matrix.arrangement, damping)
