@@ -171,7 +171,7 @@ def test_a_statistic_of_ones_own() -> None:
     np.testing.assert_allclose(stats["w"], np.square(x).max(0), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["bert", "linen_scan_transformer", "mobilenet", "moe_ragged", "wavenet"])
+@pytest.mark.parametrize("name", ["linen_scan_transformer", "moe_ragged", "wavenet"])
 def test_matrices_go_back_to_where_they_came_from(name: str) -> None:
     zoo = ZOO[name]()
     leaves = jax.tree.leaves(zoo.params)
