@@ -50,7 +50,7 @@ FLOORS = {
 # Floors 0 and 1 are array mathematics; nothing but these and the standard library comes in there.
 ARRAY_LIBRARIES = {"jax", "numpy"}
 MAX_LINES = 400
-MAX_IMPORT_S = 0.5  # most of it makes dataclasses; 0.2 to 0.3 on an idle machine
+MAX_IMPORT_S = 0.3
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 IDS = [str(path.relative_to(PACKAGE)) for path in MODULES]

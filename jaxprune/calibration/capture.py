@@ -211,7 +211,10 @@ class Tap(Evaluator):
 
         start = [jnp.asarray(value) for value in operands[first + second :]]
         zeros = _zeros(jax.eval_shape(once, start)[1])
-        again = lambda carry: self.apart(lambda: self.run(test, [*fixed_test, *carry[0]]))[0][0]  # noqa: E731
+
+        def again(carry: Any) -> Any:
+            return self.apart(lambda: self.run(test, [*fixed_test, *carry[0]]))[0][0]
+
         state, sums = lax.while_loop(again, step, (start, zeros))
         self.note(sums)
         return state

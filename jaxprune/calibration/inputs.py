@@ -188,8 +188,11 @@ def _measure_convolution(
     split = x.reshape(parts, -1, *x.shape[1:])
     each = None if weights is None else weights.reshape(parts, -1)
     start = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, split[0], None if each is None else each[0]))
-    add = lambda total, part: (jax.tree.map(jnp.add, total, one(*part)), None)  # noqa: E731
-    return lax.scan(add, start, (split, each))[0]
+
+    def add_part(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, one(*part)), None
+
+    return lax.scan(add_part, start, (split, each))[0]
 
 
 def _measure_groups(
