@@ -106,7 +106,10 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     warm = max(1, config.steps // 20)
     peak = config.learning_rate
     schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warm, max(warm + 1, config.steps), 0.1 * peak)
-    decayed = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
+
+    def decayed(params: PyTree) -> PyTree:
+        return jax.tree.map(lambda p: p.ndim > 1, params)
+
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(schedule, b2=0.98, weight_decay=config.weight_decay, mask=decayed),

@@ -6,7 +6,7 @@ consume parameters. What is covered is known before anything runs (`Model.covera
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune import trees
-from jaxprune.calibration.inputs import Input, find_inputs, measure
+from jaxprune.calibration.inputs import Input, covered_axes, find_inputs, measure, row_shape
 from jaxprune.calibration.statistics import Statistic
 from jaxprune.tracing.evaluate import Evaluator
 from jaxprune.tracing.graph import Graph, Node, Program
@@ -171,7 +171,7 @@ class Tap(Evaluator):
         fixed, start, each = operands[:consts], operands[consts : consts + carry], operands[consts + carry :]
         stacked = {source.name for source in self.inside(body) if (node, True) in source.loops}
         weights = self.weights
-        axis = None if stacked or weights is None else _time_axis(weights, node)
+        axis = None if stacked or weights is None else _time_axis(weights, node, self.inside(body))
         rows = None if axis is None else jnp.moveaxis(jnp.asarray(weights), axis, 0)
 
         def once(state: Any, slices: Any, row: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -245,8 +245,10 @@ def _zeros(shapes: Any) -> Any:
     return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
 
 
-def _time_axis(weights: jax.Array, node: Node) -> int | None:
+def _time_axis(weights: jax.Array, node: Node, inside: Sequence[Input]) -> int | None:
     """The axis of the weights that a loop runs along; None where it runs along none."""
+    if all(covered_axes(weights.shape, row_shape(source.site)) is not None for source in inside):
+        return None  # each step sees all of the data
     axes = [k for k, size in enumerate(weights.shape) if size == node.params["length"]]
     if len(axes) > 1:
         raise ValueError(

@@ -132,12 +132,16 @@ def measure(
         return _measure_groups(source, operands, stat, row_weights)
     x = jnp.asarray(operands[1 - site.operand])
     contract, batch = _data_axes(site)
-    rows = free_axes(x.ndim, contract, batch)
-    x = jnp.transpose(x, (*batch, *rows, *contract))
-    shape, first = x.shape, len(batch)
-    x = x.reshape(*shape[:first], math.prod(shape[first : first + len(rows)]), math.prod(shape[first + len(rows) :]))
-    weights = _row_weights(row_weights, shape[first : first + len(rows)], source)
-    return _apply(stat, x, weights)
+    x = jnp.transpose(x, (*batch, *free_axes(x.ndim, contract, batch), *contract))
+    rows = math.prod(row_shape(site))
+    x = x.reshape(*x.shape[: len(batch)], rows, math.prod(x.shape[x.ndim - len(contract) :]))
+    return _apply(stat, x, _row_weights(row_weights, source))
+
+
+def rows_of(x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """The rows themselves, each times the root of its weight: no sum, so that convolutions give them whole."""
+    x = x.astype(jnp.float32)
+    return x if weights is None else x * jnp.sqrt(weights)[..., None]
 
 
 def _apply(stat: Statistic, x: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, Any]:
@@ -173,17 +177,15 @@ def _measure_convolution(
         patches = patches.transpose(1, 0, 4, 3, 2)
         return patches.reshape(groups, -1, math.prod(window) * features)
 
-    positions = math.prod(source.node.equation.outvars[0].aval.shape[k] for k in numbers.out_spec[2:])
-    parts = -(-x.shape[0] * positions * math.prod(window) * features * groups // _MAX_PATCHES)
+    parts = -(-math.prod(row_shape(source.site)) * math.prod(window) * features * groups // _MAX_PATCHES)
     parts = next(n for n in range(min(max(parts, 1), x.shape[0]), x.shape[0] + 1) if x.shape[0] % n == 0)
-    shape = (x.shape[0], *(source.node.equation.outvars[0].aval.shape[k] for k in numbers.out_spec[2:]))
-    weights = _row_weights(row_weights, shape, source)
+    weights = _row_weights(row_weights, source)
 
     def one(part: jax.Array, weights: jax.Array | None) -> Any:
         found = _apply(stat, rows(part), weights)
         return found if groups > 1 else jax.tree.map(lambda value: value[0], found)
 
-    if parts == 1:
+    if parts == 1 or stat is rows_of:
         return one(x, weights)
     split = x.reshape(parts, -1, *x.shape[1:])
     each = None if weights is None else weights.reshape(parts, -1)
@@ -198,15 +200,10 @@ def _measure_convolution(
 def _measure_groups(
     source: Input, operands: Sequence[Any], stat: Statistic, row_weights: jax.Array | None
 ) -> tuple[jax.Array, Any]:
-    numbers = source.node.params["ragged_dot_dimension_numbers"]
-    (contract, _), _ = numbers.dot_dimension_numbers
-    x, sizes = jnp.asarray(operands[0]), operands[2]
-    (ragged,) = numbers.lhs_ragged_dimensions
-    free = [ragged, *(k for k in free_axes(x.ndim, contract) if k != ragged)]
-    x = jnp.transpose(x, (*free, *contract))
-    shape = x.shape[: len(free)]
-    x = x.reshape(math.prod(shape), -1)
-    weights = _row_weights(row_weights, shape, source)
+    free, contract = _ragged_axes(source.node)
+    x, sizes, shape = jnp.asarray(operands[0]), operands[2], row_shape(source.site)
+    x = jnp.transpose(x, (*free, *contract)).reshape(math.prod(shape), -1)
+    weights = _row_weights(row_weights, source)
     group = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(shape[0], dtype=sizes.dtype), side="right")
 
     def of_group(k: jax.Array) -> Any:
@@ -217,13 +214,29 @@ def _measure_groups(
     return lax.map(of_group, jnp.arange(sizes.shape[0], dtype=group.dtype))
 
 
-def _row_weights(weights: jax.Array | None, shape: tuple[int, ...], source: Input) -> jax.Array | None:
-    """Weights over leading axes, spread over rows whose axes may be merged: float32[prod(shape)]."""
-    if weights is None:
-        return None
-    left = list(weights.shape)
+def row_shape(site: Site) -> tuple[int, ...]:
+    """The axes of the data that are rows, before they are merged."""
+    node = site.node
+    if site.kind == CONVOLUTION:
+        numbers, result = node.params["dimension_numbers"], node.equation.outvars[0].aval.shape
+        return site_shape(node, 0)[numbers.lhs_spec[0]], *(result[k] for k in numbers.out_spec[2:])
+    shape = site_shape(node, 1 - site.operand)
+    free = _ragged_axes(node)[0] if site.kind == RAGGED_DOT else free_axes(len(shape), *_data_axes(site))
+    return tuple(shape[k] for k in free)
+
+
+def _ragged_axes(node: Node) -> tuple[list[int], tuple[int, ...]]:
+    """The axes of the data that are rows, the one that is split between the groups first; and those summed over."""
+    numbers = node.params["ragged_dot_dimension_numbers"]
+    ((contract, _), _), (ragged,) = numbers.dot_dimension_numbers, numbers.lhs_ragged_dimensions
+    return [ragged, *(k for k in free_axes(len(site_shape(node, 0)), contract) if k != ragged)], contract
+
+
+def covered_axes(weights: tuple[int, ...], rows: tuple[int, ...]) -> int | None:
+    """How many leading axes of the rows weights of a shape run along, some of them merged; None where they do not."""
+    left = list(weights)
     used = 0
-    for size in shape:
+    for size in rows:
         merged = 1
         while left and merged < size:
             merged *= left.pop(0)
@@ -234,12 +247,20 @@ def _row_weights(weights: jax.Array | None, shape: tuple[int, ...], source: Inpu
         used += 1
         if not left:
             break
-    covered = math.prod(shape[:used])
-    if left or covered != math.prod(weights.shape):
+    return None if left or math.prod(rows[:used]) != math.prod(weights) else used
+
+
+def _row_weights(weights: jax.Array | None, source: Input) -> jax.Array | None:
+    """Weights over leading axes, spread over all rows: float32[rows]."""
+    if weights is None:
+        return None
+    shape = row_shape(source.site)
+    used = covered_axes(weights.shape, shape)
+    if used is None:
         raise ValueError(
             f"weights of shape {weights.shape} do not fit the rows of {source.site.path!r} ({source.site.source}), "
             f"whose axes are {shape}: they must be its leading axes. Leave the parameter out with `where`, or "
             "calibrate without weights."
         )
-    flat = weights.astype(jnp.float32).reshape(covered, 1)
-    return jnp.broadcast_to(flat, (covered, math.prod(shape[used:]))).reshape(-1)
+    flat = weights.astype(jnp.float32).reshape(-1, 1)
+    return jnp.broadcast_to(flat, (flat.shape[0], math.prod(shape[used:]))).reshape(-1)

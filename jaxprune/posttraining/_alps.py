@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.calibration.statistics import Statistic, gram
+from jaxprune.calibration.statistics import gram
 from jaxprune.posttraining._choice import check_choice, choose, kept_count
 from jaxprune.posttraining._factorization import filled_diagonal
-from jaxprune.posttraining._method import check_damping, check_gram, check_positive, facts
+from jaxprune.posttraining._method import Outcome, Share, check_damping, check_gram, check_positive, facts
 from jaxprune.posttraining._refit import conjugate_gradients, matmul, scaled_problem
 from jaxprune.structures import Structure
 
@@ -60,24 +60,12 @@ class alps:
         check_damping(self.damping)
         check_positive(penalty=self.penalty, iterations=self.iterations, refit_iterations=self.refit_iterations)
 
-    @property
-    def stat(self) -> Statistic:
-        """The Gram matrix of the inputs."""
-        return gram
+    stat = staticmethod(gram)
 
-    def __call__(
-        self, weights: jax.Array, stat: Any, sparsity: float | jax.Array | None, structure: Structure
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    def __call__(self, weights: jax.Array, stat: Any, sparsity: Share, structure: Structure) -> Outcome:
         """Prunes one matrix: see `Method`.
 
-        Args:
-          weights: float32[out, K].
-          stat: float32[K, K], the Gram matrix.
-          sparsity: fraction of zeros.
-          structure: which weights go together.
-
-        Returns:
-          The weights, the mask and facts about the run, among them the `iterations` of ADMM, int32.
+        Among the facts are the `iterations` of ADMM, int32.
         """
         check_gram(weights, stat)
         check_choice(sparsity, structure)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune.calibration.statistics import Moments, Statistic, column_norms, moments
-from jaxprune.posttraining._method import Method, check_positive, facts, together
+from jaxprune.posttraining._method import Method, Outcome, Share, check_positive, facts, together
 from jaxprune.posttraining._wanda import activation_scores, wanda
 from jaxprune.structures import NM, Structure, Unstructured
 
@@ -63,19 +63,10 @@ class dsnot:
         # The moments hold the squared norms.
         return self.initial.stat in (moments, column_norms)
 
-    def __call__(
-        self, weights: jax.Array, stat: Any, sparsity: float | jax.Array | None, structure: Structure
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    def __call__(self, weights: jax.Array, stat: Any, sparsity: Share, structure: Structure) -> Outcome:
         """Prunes one matrix: see `Method`.
 
-        Args:
-          weights: float32[out, K].
-          stat: the value of `stat`.
-          sparsity: fraction of zeros.
-          structure: `Unstructured()` or `NM(n, m)`.
-
-        Returns:
-          The weights, the mask and facts about the run, those of the initial method, and `cycles`, int32.
+        The facts are those of the initial method, and `cycles`, int32.
 
         Raises:
           ValueError: the structure is none of these two.

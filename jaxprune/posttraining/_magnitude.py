@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.calibration.statistics import Statistic, column_norms
+from jaxprune.calibration.statistics import column_norms
 from jaxprune.posttraining._choice import Group, check_group, choose
-from jaxprune.posttraining._method import facts
+from jaxprune.posttraining._method import Outcome, Share, facts
 from jaxprune.structures import Structure
 
 
@@ -31,14 +31,9 @@ class magnitude:
     def __post_init__(self):
         check_group(self.group)
 
-    @property
-    def stat(self) -> Statistic:
-        """The cheapest statistic, since one is always collected; its value is not read."""
-        return column_norms
+    stat = staticmethod(column_norms)  # the cheapest: one is always collected
 
-    def __call__(
-        self, weights: jax.Array, stat: Any, sparsity: float | jax.Array | None, structure: Structure
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    def __call__(self, weights: jax.Array, stat: Any, sparsity: Share, structure: Structure) -> Outcome:
         """Prunes one matrix: see `Method`. `stat` is unused."""
         del stat
         mask = choose(jnp.abs(weights), sparsity, structure, self.group)

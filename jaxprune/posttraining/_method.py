@@ -1,13 +1,16 @@
 """What a method and a repair are, and what they share."""
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from jaxprune.calibration.statistics import Statistic
 from jaxprune.structures import Structure
+
+Share: TypeAlias = float | jax.Array | None
+Outcome: TypeAlias = tuple[jax.Array, jax.Array, dict[str, jax.Array]]
 
 
 @runtime_checkable
@@ -31,9 +34,7 @@ class Method(Protocol):
         """The statistic of the inputs that the method needs."""
         ...
 
-    def __call__(
-        self, weights: jax.Array, stat: Any, sparsity: float | jax.Array | None, structure: Structure
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    def __call__(self, weights: jax.Array, stat: Any, sparsity: Share, structure: Structure) -> Outcome:
         """Chooses which weights are kept, and their new values.
 
         Args:

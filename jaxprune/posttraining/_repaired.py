@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxprune.calibration.statistics import Statistic, column_norms, gram
-from jaxprune.posttraining._method import Method, Repair, together
+from jaxprune.posttraining._method import Method, Outcome, Repair, Share, together
 from jaxprune.posttraining._refit import refit
 from jaxprune.posttraining._wanda import wanda
 from jaxprune.structures import Structure
@@ -43,19 +43,10 @@ class repaired:
         # Who needs norms takes the diagonal of a Gram matrix (`squared_norms`).
         return self.select.stat in (gram, column_norms)
 
-    def __call__(
-        self, weights: jax.Array, stat: Any, sparsity: float | jax.Array | None, structure: Structure
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    def __call__(self, weights: jax.Array, stat: Any, sparsity: Share, structure: Structure) -> Outcome:
         """Prunes one matrix: see `Method`.
 
-        Args:
-          weights: float32[out, K].
-          stat: the value of `stat`.
-          sparsity: fraction of zeros.
-          structure: which weights go together.
-
-        Returns:
-          The weights, the mask and the facts of both, `damping` being that of the repair.
+        The facts are those of both, `damping` being that of the repair.
         """
         for_select, for_repair = (stat, stat) if self._shares else (stat["select"], stat["repair"])
         _, mask, chosen = self.select(weights, for_select, sparsity, structure)

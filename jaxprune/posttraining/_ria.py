@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.calibration.statistics import Statistic, column_norms
+from jaxprune.calibration.statistics import column_norms
 from jaxprune.posttraining._choice import Group, check_group, choose
-from jaxprune.posttraining._method import facts, squared_norms
+from jaxprune.posttraining._method import Outcome, Share, facts, squared_norms
 from jaxprune.structures import Structure
 
 
@@ -42,25 +42,10 @@ class ria:
         if not self.power >= 0:
             raise ValueError(f"power={self.power}: the exponent of the norm of an input, 0 or more (0.5).")
 
-    @property
-    def stat(self) -> Statistic:
-        """The squared norm of each input; the value of a Gram matrix will do as well."""
-        return column_norms
+    stat = staticmethod(column_norms)
 
-    def __call__(
-        self, weights: jax.Array, stat: Any, sparsity: float | jax.Array | None, structure: Structure
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """Prunes one matrix: see `Method`.
-
-        Args:
-          weights: float32[out, K].
-          stat: float32[K], squared norms, or float32[K, K], a Gram matrix.
-          sparsity: fraction of zeros.
-          structure: which weights go together.
-
-        Returns:
-          The weights, the mask and facts about the run.
-        """
+    def __call__(self, weights: jax.Array, stat: Any, sparsity: Share, structure: Structure) -> Outcome:
+        """Prunes one matrix: see `Method`. The statistic may also be a Gram matrix."""
         mask = choose(relative_scores(weights, stat, self.power), sparsity, structure, self.group)
         return jnp.where(mask, weights, 0), mask, facts()
 

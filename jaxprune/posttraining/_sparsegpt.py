@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.calibration.statistics import Statistic, gram
+from jaxprune.calibration.statistics import gram
 from jaxprune.posttraining._choice import Group, check_choice, check_group, choose
 from jaxprune.posttraining._factorization import inverse_factor
-from jaxprune.posttraining._method import check_damping, check_gram, check_positive, facts
+from jaxprune.posttraining._method import Outcome, Share, check_damping, check_gram, check_positive, facts
 from jaxprune.posttraining._sweep import sweep_columns
 from jaxprune.structures import NM, Block, Structure
 
@@ -49,25 +49,10 @@ class sparsegpt:
         check_damping(self.damping)
         check_positive(block_size=self.block_size)
 
-    @property
-    def stat(self) -> Statistic:
-        """The Gram matrix of the inputs."""
-        return gram
+    stat = staticmethod(gram)
 
-    def __call__(
-        self, weights: jax.Array, stat: Any, sparsity: float | jax.Array | None, structure: Structure
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """Prunes one matrix: see `Method`.
-
-        Args:
-          weights: float32[out, K].
-          stat: float32[K, K], the Gram matrix.
-          sparsity: fraction of zeros.
-          structure: which weights go together.
-
-        Returns:
-          The weights, the mask and facts about the run.
-        """
+    def __call__(self, weights: jax.Array, stat: Any, sparsity: Share, structure: Structure) -> Outcome:
+        """Prunes one matrix: see `Method`."""
         check_gram(weights, stat)
         check_choice(sparsity, structure)
         if isinstance(structure, NM) and structure.strict:
@@ -111,14 +96,9 @@ class sparsegpt_score:
         check_damping(self.damping)
         check_group(self.group)
 
-    @property
-    def stat(self) -> Statistic:
-        """The Gram matrix of the inputs."""
-        return gram
+    stat = staticmethod(gram)
 
-    def __call__(
-        self, weights: jax.Array, stat: Any, sparsity: float | jax.Array | None, structure: Structure
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    def __call__(self, weights: jax.Array, stat: Any, sparsity: Share, structure: Structure) -> Outcome:
         """Prunes one matrix: see `Method`, and `sparsegpt` for the arguments."""
         check_gram(weights, stat)
         found = inverse_factor(stat, self.damping)

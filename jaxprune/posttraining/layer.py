@@ -73,7 +73,8 @@ def prune_matrix(
       stat: the statistic of the inputs of the matrix.
       count: over how many rows.
       method: how.
-      sparsity: of the matrix; one number, or one for each layer of a stack.
+      sparsity: of the matrix: a float, or an array for the layers of a stack. An array is traced, also one without
+        axes, so that layers of different sparsity share what is compiled; large counts may then be off by rounding.
       structure: what is pruned together.
       index: which layer of a stack; the whole stack where it is left out.
       cross: the Gram matrix of the dense inputs with these, where the dense output is the target.
@@ -91,10 +92,25 @@ def prune_matrix(
         )
     steps = tuple(jnp.asarray(k, jnp.int32) for k in index)
     updated, note = repairable(matrix.arrangement)
-    # One number is static: host integers count exactly, float32 does not.
-    fixed, each = (None, jnp.asarray(sparsity, jnp.float32)) if np.ndim(sparsity) else (sparsity, None)
+    unseen = ~(np.asarray(count) > 0)
+    if unseen.any():
+        missing = f"{unseen.sum()} of {unseen.size} saw no rows, and were pruned as if all inputs were alike"
+        note = f"{note}; {missing}" if note else missing
+    # A float is static: host integers count exactly, float32 does not.
+    fixed, each = (None, jnp.asarray(sparsity, jnp.float32)) if isinstance(sparsity, np.ndarray) else (sparsity, None)
     leaf, mask, measured = _prune(
-        leaf, mask, stat, each, steps, cross, matrix.arrangement, method, structure, fixed, updated
+        leaf,
+        mask,
+        stat,
+        each,
+        steps,
+        cross,
+        jnp.asarray(unseen) if unseen.any() else None,
+        matrix.arrangement,
+        method,
+        structure,
+        fixed,
+        updated,
     )
     measured = jax.device_get(measured)
     facts = {key: np.max(value).item() for key, value in measured["facts"].items()}
@@ -105,7 +121,7 @@ def prune_matrix(
         shape=tuple(shape),
         sparsity=1 - float(measured["kept"]),
         error=float(measured["error"]),
-        exact_error=gram_of(stat, shape[-1]) is not None,
+        exact_error=gram_of(stat, shape) is not None,
         rows=float(np.mean(count)),
         facts=facts,
         note=note,
@@ -129,6 +145,7 @@ def _prune(
     sparsities: jax.Array | None,
     index: tuple[jax.Array, ...],
     cross: jax.Array | None,
+    unseen: jax.Array | None,
     arrangement: Arrangement,
     method: Method,
     structure: Structure,
@@ -142,7 +159,8 @@ def _prune(
     def solve(weights: jax.Array, stat: Any, own: jax.Array | None) -> Any:
         return method(weights, stat, sparsity if own is None else own, structure)
 
-    new, keep, facts = _map(solve, dense.ndim - 2)(start, stat, each)
+    seen = stat if unseen is None else _filled(stat, unseen, method, dense.shape[-1])
+    new, keep, facts = _map(solve, dense.ndim - 2)(start, seen, each)
     # The mask comes after the cast, so that zeros are zeros in every dtype.
     new = jnp.where(keep, (new if updated else dense).astype(leaf.dtype), jnp.zeros((), leaf.dtype))
     error = relative_error(start, new.astype(jnp.float32), stat)
@@ -162,15 +180,26 @@ def _map(function: Any, times: int) -> Any:
     return function
 
 
-def gram_of(stat: Any, features: int) -> Any:
-    """The Gram matrix in the value of a method's statistic, or None."""
+def _filled(stat: Any, unseen: jax.Array, method: Method, features: int) -> Any:
+    """The statistic, with that of uncorrelated inputs of norm 1 for the matrices of a batch that saw no rows."""
+    alike = method.stat(jnp.eye(features, dtype=jnp.float32), None)
+
+    def fill(found: jax.Array, other: jax.Array) -> jax.Array:
+        where = jnp.expand_dims(unseen, tuple(range(unseen.ndim, found.ndim)))
+        return jnp.where(where, jnp.broadcast_to(other, found.shape), found)
+
+    return jax.tree.map(fill, stat, alike)
+
+
+def gram_of(stat: Any, shape: Sequence[int]) -> Any:
+    """The Gram matrix in a statistic of the inputs of weights (*stack, *batch, out, in), or None."""
     values = list(stat.values()) if isinstance(stat, dict) else [stat]
-    square = (value for value in values if getattr(value, "shape", ())[-2:] == (features, features))
+    square = (value for value in values if getattr(value, "shape", None) == (*shape[:-2], shape[-1], shape[-1]))
     return next(square, None)
 
 
 def _need_gram(stat: Any, weights: jax.Array) -> jax.Array:
-    gram = gram_of(stat, weights.shape[-1])
+    gram = gram_of(stat, weights.shape)
     if gram is None:
         raise ValueError(
             "target='dense' corrects the weights for the change of their inputs, which takes Gram matrices; this "
@@ -181,7 +210,7 @@ def _need_gram(stat: Any, weights: jax.Array) -> jax.Array:
 
 def relative_error(weights: jax.Array, new: jax.Array, stat: Any) -> jax.Array:
     """`|Y - Y'| / |Y|` of the outputs on the calibration inputs, over all matrices of a stack."""
-    gram = gram_of(stat, weights.shape[-1])
+    gram = gram_of(stat, weights.shape)
     if gram is None:
         squares = [leaf for leaf in jax.tree.leaves(stat) if leaf.shape[-1:] == weights.shape[-1:]][-1:]
         norms = squares[0] if squares else jnp.ones(weights.shape[-1], jnp.float32)

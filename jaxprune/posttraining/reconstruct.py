@@ -12,15 +12,15 @@ import optax
 
 from jaxprune import masks as masks_
 from jaxprune import trees
-from jaxprune.calibration.accumulate import as_arguments, counter
+from jaxprune.calibration.accumulate import counter
 from jaxprune.calibration.statistics import column_norms
 from jaxprune.posttraining._method import check_positive
 from jaxprune.posttraining._needs import check_leaves
 from jaxprune.posttraining._segments import Segment, plan_segments
-from jaxprune.posttraining.fronts import Front
 from jaxprune.posttraining.result import Apply
-from jaxprune.posttraining.stages import Code, Data, Frame, Stages, _execute
+from jaxprune.posttraining.stages import Code, Data, Frame, _execute
 from jaxprune.posttraining.units import Blocks, Loop
+from jaxprune.posttraining.walk import Versions, Walk, read_batches
 from jaxprune.tracing.layers import Layers, read_layers
 from jaxprune.tracing.matrices import Matrix
 from jaxprune.trees import PyTree
@@ -84,12 +84,7 @@ def reconstruct(
       Wagner et al. 2025, A Free Lunch in LLM Compression: Revisiting Retraining after Pruning, arXiv 2510.14444.
     """
     check_positive(steps=steps)
-    batches = list(map(as_arguments, batches))
-    if not batches:
-        raise ValueError("reconstruct: there are no batches, so there is nothing to learn from.")
-    shapes = {str(jax.tree.map(jnp.shape, batch)) for batch in batches}
-    if len(shapes) > 1:
-        raise ValueError(f"the batches have several shapes, {sorted(shapes)[:3]}; give batches of one shape.")
+    batches = read_batches(batches, "reconstruct")
     trees.check_same_structure(dense_params, params, "dense_params")
     layers = read_layers(apply_fn, params, *batches[0])
     dense = check_leaves(layers, dense_params)
@@ -103,52 +98,41 @@ def reconstruct(
             "of the pruned model, such as `prune_one_shot(...).masks`."
         )
     leaves = [_zeroed(leaf, full[k]) if k in pruned else leaf for k, leaf in enumerate(jax.tree.leaves(params))]
-    inputs = layers.program.graph.inputs[len(layers.paths) :]
-    values = [dict(zip(inputs, jax.tree.leaves(batch), strict=True)) for batch in batches]
-    driver = _Driver(layers, leaves, dense, full, tx, steps, Blocks(None if blocks is None else tuple(blocks)))
-    driver.pruned = pruned
-    frame = Frame(layers, layers.program.graph)
+    grouping = Blocks(None if blocks is None else tuple(blocks))
+    walk = _Reconstruction(layers, [leaves, dense], full, pruned, tx, steps, grouping)
     stacks = {matrix.leaf: layers.leaves[matrix.leaf].shape[: matrix.arrangement.stacked] for matrix in matrices}
-    with counter(progress, sum(map(math.prod, stacks.values())), "reconstruct") as driver.advance:
-        driver.process(frame, matrices, (), values, list(values), outputs=False)
-    return jax.tree.unflatten(jax.tree.structure(params), driver.leaves)
+    with counter(progress, sum(map(math.prod, stacks.values())), "reconstruct") as walk.advance:
+        walk.start(matrices, batches)
+    return jax.tree.unflatten(jax.tree.structure(params), walk.leaves)
 
 
 def _zeroed(leaf: Any, mask: Any) -> jax.Array:
     return jnp.where(mask, leaf, jnp.zeros((), jnp.asarray(leaf).dtype))
 
 
-class _Driver:
-    """The state of a run: the parameters so far, and what was compiled."""
+class _Reconstruction(Walk):
+    """Trains on the way; the second version is the dense model."""
 
     def __init__(
         self,
         layers: Layers,
-        leaves: list[Any],
-        dense: list[Any],
+        versions: list[list[Any]],
         masks: list[Any],
+        pruned: set[int],
         tx: optax.GradientTransformation,
         steps: int,
         blocks: Blocks,
     ):
-        self.leaves, self.dense, self.masks = leaves, dense, masks
+        super().__init__(layers, column_norms, versions)
+        self.masks, self.pruned = masks, pruned
         self.tx, self.steps, self.blocks = tx, steps, blocks
-        self.pruned: set[int] = set()
-        self.stages = Stages(layers, column_norms)
         self.plans: dict[Any, list[Segment | Loop]] = {}
         self.compiled: dict[Hashable, tuple[Any, Any]] = {}
-        self.advance: Any = lambda: None
 
     def process(
-        self,
-        frame: Frame,
-        matrices: Sequence[Matrix],
-        index: tuple[int, ...],
-        values: list[Data],
-        dense: list[Data],
-        outputs: bool,
-    ) -> tuple[list[Data], list[Data]]:
-        """Trains the blocks of a frame; gives the values of its outputs where they are asked for."""
+        self, frame: Frame, matrices: Sequence[Matrix], index: tuple[int, ...], values: Versions, outputs: bool
+    ) -> Versions:
+        """Trains the blocks of a frame: see `Walk`."""
         if frame.graph not in self.plans:
             self.plans[frame.graph] = plan_segments(frame, matrices, self.blocks)
             self.check(frame, matrices, self.plans[frame.graph])
@@ -156,21 +140,18 @@ class _Driver:
         end = len(frame.nodes)
         position = 0
         for number, part in enumerate(parts):
-            values, dense = self.forward(frame, position, part.start, index, values, dense)
-            keep, last = frame.needed(part.stop, end, True), number == len(parts) - 1 and not outputs
+            values = self.forward(frame, position, part.start, frame.needed(part.start, end, True), index, values)
+            position, keep = part.stop, frame.needed(part.stop, end, True)
+            last = number == len(parts) - 1 and not outputs
             if isinstance(part, Loop):
-                values, dense = self.loop(frame, part, index, values, dense, set() if last else keep)
-            else:
-                made = {value for node in frame.nodes[part.start : part.stop] for value in node.outputs}
-                goals = [self.stages.run(frame, part.start, part.stop, keep, self.dense, index, x) for x in dense]
-                self.train(frame, part, index, values, goals, keep & made)
-                if not last:
-                    values = [
-                        self.stages.run(frame, part.start, part.stop, keep, self.leaves, index, x) for x in values
-                    ]
-                dense = goals
-            position = part.stop
-        return self.forward(frame, position, end, index, values, dense) if outputs else (values, dense)
+                values = self.loop(frame, part, index, values, set() if last else keep)
+                continue
+            mine, theirs = values
+            made = {value for node in frame.nodes[part.start : part.stop] for value in node.outputs}
+            goals = self.run(1, frame, part.start, part.stop, keep, index, theirs)
+            self.train(frame, part, index, mine, goals, keep & made)
+            values = [mine if last else self.run(0, frame, part.start, part.stop, keep, index, mine), goals]
+        return self.forward(frame, position, end, frame.needed(end, end, True), index, values) if outputs else values
 
     def check(self, frame: Frame, matrices: Sequence[Matrix], parts: Sequence[Segment | Loop]) -> None:
         """Raises where pruned weights belong to no block."""
@@ -182,41 +163,6 @@ class _Driver:
                 "parameter (a tied embedding), or a loop reads it through more than slices of a stack. Give masks that "
                 "are True there, or `blocks` that hold all uses."
             )
-
-    def forward(
-        self, frame: Frame, start: int, stop: int, index: tuple[int, ...], values: list[Data], dense: list[Data]
-    ) -> tuple[list[Data], list[Data]]:
-        """Runs all batches of both models from one position to another."""
-        keep = frame.needed(stop, len(frame.nodes), True)
-        run = functools.partial(self.stages.run, frame, start, stop, keep)
-        return [run(self.leaves, index, x) for x in values], [run(self.dense, index, x) for x in dense]
-
-    def loop(
-        self, frame: Frame, loop: Loop, index: tuple[int, ...], values: list[Data], dense: list[Data], later: set[int]
-    ) -> tuple[list[Data], list[Data]]:
-        """Runs a scan over stacked layers step by step, and trains the slices of their parameters."""
-        (body,), params = loop.node.subgraphs, loop.node.params
-        inner = Frame(frame.layers, body, frame, loop.node)
-        order = range(params["length"])[::-1] if params["reverse"] else range(params["length"])
-
-        def start(leaves: Sequence[Any], batches: list[Data]) -> list[Front]:
-            return [Front(inner, x, functools.partial(self.stages.fixed, leaves=leaves), index) for x in batches]
-
-        both = start(self.leaves, values), start(self.dense, dense)
-        for k in order:
-            mine, theirs = ([front.inputs(k) for front in fronts] for fronts in both)
-            last = k == order[-1] and not later & set(loop.node.outputs)
-            results = self.process(inner, loop.matrices, (*index, k), mine, theirs, outputs=not last)
-            if last:
-                return values, dense
-            for fronts, found in zip(both, results, strict=True):
-                for front, x in zip(fronts, found, strict=True):
-                    front.step(k, x)
-        pairs = zip(both, (values, dense), strict=True)
-        mine, theirs = (
-            [f.outputs(x, later) for f, x in zip(fronts, batches, strict=True)] for fronts, batches in pairs
-        )
-        return mine, theirs
 
     def train(
         self, frame: Frame, part: Segment, index: tuple[int, ...], values: list[Data], goals: list[Data], made: set[int]

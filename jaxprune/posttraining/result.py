@@ -10,7 +10,6 @@ import numpy as np
 
 from jaxprune import trees
 from jaxprune._counts import check_sparsity
-from jaxprune.calibration import Statistics
 from jaxprune.posttraining.layer import LayerReport as LayerReport
 from jaxprune.structures import NM, Structure
 from jaxprune.tracing.layers import Layers
@@ -45,7 +44,7 @@ class Pruned:
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary a matrix: for a table, a plot or a log."""
         return [
-            {**dataclasses.asdict(layer), "facts": None, **{key: layer.facts[key] for key in layer.facts}}
+            {key: value for key, value in vars(layer).items() if key != "facts"} | dict(layer.facts)
             for layer in self.layers
         ]
 
@@ -105,7 +104,7 @@ def chosen_matrices(layers: Layers, where: Where, params: PyTree) -> list[Matrix
 
 
 def sparsity_of(matrices: Sequence[Matrix], sparsity: Sparsity, structure: Structure) -> dict[str, Any]:
-    """The sparsity of each matrix by its name, None under N:M.
+    """The sparsity of each matrix by its name: a float, an array where each has its own, None under N:M.
 
     Raises:
       ValueError: out of range, missing for a matrix, of no matrix, or none that N:M can have.
@@ -135,7 +134,7 @@ def sparsity_of(matrices: Sequence[Matrix], sparsity: Sparsity, structure: Struc
         values = np.asarray(value, np.float64)
         for each in values.reshape(-1):
             check_sparsity(float(each), f"sparsity of {matrix.name}")
-        result[matrix.name] = values if values.ndim else float(values)
+        result[matrix.name] = values
     return result
 
 
@@ -152,4 +151,3 @@ def finish(params: PyTree, leaves: Sequence[Any], masks: Mapping[int, Any], repo
 
 
 Apply: TypeAlias = Callable[..., Any]
-Stats: TypeAlias = Statistics

@@ -185,7 +185,7 @@ def _measure(
 
 def _energy(matrix: jax.Array, stat: Any) -> jax.Array:
     """The squared norm of the outputs of (out, in) weights on the calibration inputs."""
-    gram = layer_.gram_of(stat, matrix.shape[-1])
+    gram = layer_.gram_of(stat, matrix.shape)
     if gram is not None:
         return jnp.sum(jnp.matmul(matrix, gram, precision=lax.Precision.HIGHEST) * matrix)
     squares = [leaf for leaf in jax.tree.leaves(stat) if leaf.shape == matrix.shape[-1:]][-1:]

@@ -6,21 +6,24 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jaxprune.calibration.accumulate import as_arguments, counter
+from jaxprune.calibration.accumulate import counter
 from jaxprune.calibration.capture import Weights, add
+from jaxprune.calibration.inputs import rows_of
 from jaxprune.posttraining._method import Method
-from jaxprune.posttraining.fronts import Front
 from jaxprune.posttraining.layer import LayerReport, prune_matrix
 from jaxprune.posttraining.result import Apply, Pruned, Sparsity, chosen_matrices, finish, sparsity_of, start_masks
-from jaxprune.posttraining.stages import Data, Frame, Stages
+from jaxprune.posttraining.stages import Frame
 from jaxprune.posttraining.units import Blocks, Loop, Unit, plan_units
+from jaxprune.posttraining.walk import Versions, Walk, read_batches
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.tracing.coverage import find_coverage
 from jaxprune.tracing.graph import Graph
 from jaxprune.tracing.layers import Layers, read_layers
 from jaxprune.tracing.matrices import Matrix
+from jaxprune.tracing.sites import RAGGED_DOT
 from jaxprune.trees import PyTree, Where, resolve_where
 
 
@@ -65,7 +68,8 @@ def prune_sequential(
         `["layers_[0-9]+"]`; by default numbered parts of paths, and each step of a scan.
       target: `"self"` keeps the output of the dense weights on the inputs that pruned layers give. `"dense"` keeps
         the output of the dense model, by correcting the weights for the change of their inputs first; it carries both
-        activations along, and costs as much again. A weight that is used several times keeps `"self"`.
+        activations along, and costs as much again. A weight that is used several times keeps `"self"`, and so do the
+        experts of a `lax.ragged_dot`, whose tokens the pruned model may send elsewhere.
       offload: hold activations in the memory of the host between stages.
       strict: raise where a parameter that `where` chooses is not covered.
       progress: show a progress bar.
@@ -94,12 +98,7 @@ def prune_sequential(
             raise ValueError(f"{name}={value!r}; it may be one of {list(allowed)}.")
     if blocks is not None and order != "block":
         raise ValueError('blocks= says what order="block" takes together; it has no meaning under order="op".')
-    batches = list(map(as_arguments, batches))
-    if not batches:
-        raise ValueError("prune_sequential: there are no batches, so there is nothing to learn from.")
-    shapes = {str(jax.tree.map(jnp.shape, batch)) for batch in batches}
-    if len(shapes) > 1:
-        raise ValueError(f"the batches have several shapes, {sorted(shapes)[:3]}; give batches of one shape.")
+    batches = read_batches(batches, "prune_sequential")
     layers = read_layers(apply_fn, params, *batches[0])
     if strict:
         find_coverage(layers, jax.tree.leaves(resolve_where(where, params)), strict=True)
@@ -107,119 +106,72 @@ def prune_sequential(
     shares = sparsity_of(matrices, sparsity, structure)
     grouping = None if order == "op" else Blocks(None if blocks is None else tuple(blocks))
     rows = [None if weights is None else weights(*batch) for batch in batches]
-    driver = _Driver(layers, jax.tree.leaves(params), matrices, method, shares, structure, grouping, rows)
-    driver.dense = list(driver.leaves) if target == "dense" else None
-    driver.offload = offload
-    inputs = layers.program.graph.inputs[len(layers.paths) :]
-    values = [dict(zip(inputs, jax.tree.leaves(batch), strict=True)) for batch in batches]
-    with counter(progress, len(matrices), "prune") as driver.advance:
-        driver.process(Frame(layers, layers.program.graph), matrices, (), values, list(values), outputs=False)
-    return finish(params, driver.leaves, driver.masks, driver.reports)
+    leaves = jax.tree.leaves(params)
+    versions = [leaves, list(leaves)] if target == "dense" else [leaves]
+    walk = _Pruning(layers, versions, matrices, method, shares, structure, grouping, rows, offload)
+    with counter(progress, len(matrices), "prune") as walk.advance:
+        walk.start(matrices, batches)
+    return finish(params, walk.leaves, walk.masks, walk.reports)
 
 
-class _Driver:
-    """The state of a run: parameters and masks so far, and reports."""
+class _Pruning(Walk):
+    """Prunes on the way; the second version, if there is one, is the dense model."""
 
     def __init__(
         self,
         layers: Layers,
-        leaves: list[Any],
+        versions: list[list[Any]],
         matrices: Sequence[Matrix],
         method: Method,
         shares: dict[str, Any],
         structure: Structure,
         blocks: Blocks | None,
         weights: list[Any],
+        offload: bool,
     ):
-        self.leaves = leaves
-        self.dense: list[Any] | None = None
+        super().__init__(layers, method.stat, versions, offload)
         self.masks = start_masks(layers, matrices)
         self.method = method
         self.shares = shares
         self.structure = structure
         self.blocks = blocks
         self.weights = weights
-        self.stages = Stages(layers, method.stat)
         self.reports: list[LayerReport] = []
         self.units: dict[Graph, list[Unit | Loop]] = {}
-        self.offload = False
-        self.advance: Any = lambda: None
 
     def process(
-        self,
-        frame: Frame,
-        matrices: Sequence[Matrix],
-        index: tuple[int, ...],
-        values: list[Data],
-        dense: list[Data],
-        outputs: bool,
-    ) -> tuple[list[Data], list[Data]]:
-        """Prunes the matrices of a frame; gives the values of its outputs where they are asked for.
-
-        Args:
-          frame: the graph.
-          matrices: those to prune.
-          index: the step of each loop around it.
-          values: for each batch, the values of the data as the pruned model has them.
-          dense: as the dense model has them; read under `target="dense"` only.
-          outputs: whether the outputs of the graph are needed.
-        """
+        self, frame: Frame, matrices: Sequence[Matrix], index: tuple[int, ...], values: Versions, outputs: bool
+    ) -> Versions:
+        """Prunes the matrices of a frame: see `Walk`."""
         if frame.graph not in self.units:
             self.units[frame.graph] = plan_units(frame, matrices, self.blocks)
         units = self.units[frame.graph]
         end = len(frame.nodes) if outputs else max((unit.stop for unit in units), default=0)
         position = 0
         for unit in units:
-            values, dense = self.forward(frame, position, unit.start, end, outputs, index, values, dense)
+            values = self.forward(frame, position, unit.start, frame.needed(unit.start, end, outputs), index, values)
             position = unit.start
-            if isinstance(unit, Unit):
-                self.prune(frame, unit, index, values, dense)
-                continue
-            later = frame.needed(unit.start + 1, end, outputs)
-            values, dense = self.loop(frame, unit, index, values, dense, later)
-            position += 1
-        return self.forward(frame, position, end, end, True, index, values, dense) if outputs else (values, dense)
+            if isinstance(unit, Loop):
+                position = unit.stop
+                values = self.loop(frame, unit, index, values, frame.needed(position, end, outputs))
+            else:
+                self.prune(frame, unit, index, values)
+        return self.forward(frame, position, end, frame.needed(end, end, True), index, values) if outputs else values
 
-    def forward(
-        self,
-        frame: Frame,
-        start: int,
-        stop: int,
-        end: int,
-        outputs: bool,
-        index: tuple[int, ...],
-        values: list[Data],
-        dense: list[Data],
-    ) -> tuple[list[Data], list[Data]]:
-        """Runs all batches from one position to another."""
-        if start == stop:
-            return values, dense
-        keep = frame.needed(stop, end, outputs)
-
-        def run(leaves: Sequence[Any], data: list[Data]) -> list[Data]:
-            return [self.put(self.stages.run(frame, start, stop, keep, leaves, index, batch)) for batch in data]
-
-        return run(self.leaves, values), dense if self.dense is None else run(self.dense, dense)
-
-    def put(self, values: Data) -> Data:
-        """Where values wait for the next stage."""
-        return jax.device_get(values) if self.offload else values
-
-    def prune(self, frame: Frame, unit: Unit, index: tuple[int, ...], values: list[Data], dense: list[Data]) -> None:
+    def prune(self, frame: Frame, unit: Unit, index: tuple[int, ...], values: Versions) -> None:
         """Takes the statistics of a unit over all batches, and prunes its matrices."""
         found = None
-        for batch, weights in zip(values, self.weights, strict=True):
+        for batch, weights in zip(values[0], self.weights, strict=True):
             part = self.stages.measure(frame, unit.start, unit.stop, unit.sources, self.leaves, index, batch, weights)
             found = part if found is None else add(found, part)
         by_name = dict(zip((source.name for source in unit.sources), found or [], strict=True))
-        crosses = self.crosses(frame, unit, index, values, dense)
+        crosses = self.crosses(frame, unit, index, values)
         for matrix in unit.matrices:
             own = [by_name[name] for name in unit.inputs_of[matrix.name]]
             count, stat = functools.reduce(add, own)
-            share = self.shares[matrix.name]
-            for k in index if getattr(share, "ndim", 0) else ():
-                share = share[k]
-            k = matrix.leaf
+            share, k = self.shares[matrix.name], matrix.leaf
+            if isinstance(share, np.ndarray):
+                share = np.asarray(share[index[: share.ndim]])
             self.leaves[k], self.masks[k], report = prune_matrix(
                 matrix,
                 self.leaves[k],
@@ -227,7 +179,7 @@ class _Driver:
                 stat,
                 count,
                 self.method,
-                float(share) if getattr(share, "ndim", None) == 0 else share,
+                share,
                 self.structure,
                 index,
                 crosses.get(unit.inputs_of[matrix.name]),
@@ -236,64 +188,24 @@ class _Driver:
             self.advance()
 
     def crosses(
-        self, frame: Frame, unit: Unit, index: tuple[int, ...], values: list[Data], dense: list[Data]
+        self, frame: Frame, unit: Unit, index: tuple[int, ...], values: Versions
     ) -> dict[tuple[str, ...], jax.Array]:
-        """The Gram matrices of dense with pruned inputs, of the inputs that are read once."""
-        once = [source for source in unit.sources if len(source.loops) == len(index)]
-        if self.dense is None or not once:
+        """The Gram matrices of dense with pruned inputs, of the inputs that are read once.
+
+        Not of those whose rows a ragged product sorts: a token may be elsewhere in the pruned model.
+        """
+        once = [s for s in unit.sources if len(s.loops) == len(index) and s.site.kind != RAGGED_DOT]
+        if len(values) == 1 or not once:
             return {}
         total: Any = None
-        for pruned, whole, weights in zip(values, dense, self.weights, strict=True):
+        for *both, weights in zip(*values, self.weights, strict=True):
             mine, theirs = (
-                self.stages.measure(frame, unit.start, unit.stop, once, leaves, index, batch, weights, _rows)
-                for leaves, batch in ((self.leaves, pruned), (self.dense, whole))
+                self.stages.measure(frame, unit.start, unit.stop, once, leaves, index, batch, weights, rows_of)
+                for leaves, batch in zip(self.versions, both, strict=True)
             )
             part = [_cross_gram(b, a) for (_, a), (_, b) in zip(mine, theirs, strict=True)]
             total = part if total is None else add(total, part)
         return {(source.name,): cross for source, cross in zip(once, total, strict=True)}
-
-    def loop(
-        self,
-        frame: Frame,
-        loop: Loop,
-        index: tuple[int, ...],
-        values: list[Data],
-        dense: list[Data],
-        later: set[int],
-    ) -> tuple[list[Data], list[Data]]:
-        """Runs a scan step by step, and prunes the slices of its stacked parameters."""
-        (body,), params = loop.node.subgraphs, loop.node.params
-        inner = Frame(frame.layers, body, frame, loop.node)
-        steps = range(params["length"])
-        order = list(reversed(steps)) if params["reverse"] else list(steps)
-
-        def start(leaves: Sequence[Any], batches: list[Data]) -> list[Front]:
-            fixed = functools.partial(self.stages.fixed, leaves=leaves)
-            return [Front(inner, batch, fixed, index) for batch in batches]
-
-        fronts = start(self.leaves, values)
-        behind = fronts if self.dense is None else start(self.dense, dense)
-        for k in order:
-            given = [front.inputs(k) for front in fronts]
-            whole = given if self.dense is None else [front.inputs(k) for front in behind]
-            last = k == order[-1] and not later & set(loop.node.outputs)
-            results = self.process(inner, loop.matrices, (*index, k), given, whole, outputs=not last)
-            if last:
-                break
-            for front, batch in zip(fronts, results[0], strict=True):
-                front.step(k, batch)
-            if self.dense is not None:
-                for front, batch in zip(behind, results[1], strict=True):
-                    front.step(k, batch)
-        pruned = [front.outputs(batch, later) for front, batch in zip(fronts, values, strict=True)]
-        if self.dense is None:
-            return pruned, pruned
-        return pruned, [front.outputs(batch, later) for front, batch in zip(behind, dense, strict=True)]
-
-
-def _rows(x: jax.Array, weights: jax.Array | None) -> jax.Array:
-    x = x.astype(jnp.float32)
-    return x if weights is None else x * jnp.sqrt(weights.astype(jnp.float32))[..., None]
 
 
 @jax.jit

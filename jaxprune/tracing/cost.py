@@ -93,7 +93,7 @@ class Cost:
     notes: tuple[str, ...] = ()
 
     @property
-    def word(self) -> str:
+    def word(self) -> Literal["modelled", "theoretical"]:
         """`"modelled"`: the program does this work. `"theoretical"`: it does the dense work, zeros included."""
         return "theoretical" if self.basis == "under masks" else "modelled"
 

@@ -155,6 +155,20 @@ class TestWeights:
         _, stats = jp.capture(net, jp.stats.gram, weights=lambda x, mask: mask)(params, x, mask)
         np.testing.assert_allclose(stats["w"], gram(np.asarray(x)[np.asarray(mask)]), rtol=1e-5)
 
+    @pytest.mark.parametrize("steps", [3, 5], ids=["as many as examples", "as many as positions"])
+    def test_a_loop_over_the_whole_data_has_all_of_them_in_each_step(self, steps) -> None:
+        params, x, mask = {"w": normal(0, 4, 4)}, normal(1, 3, 5, 4), jnp.arange(5)[None] < jnp.arange(3)[:, None]
+
+        def net(p, x, mask):
+            return jax.lax.scan(lambda x, _: (jnp.tanh(x @ p["w"]), None), x, None, steps)[0]
+
+        _, stats = jp.capture(net, jp.stats.gram, weights=lambda x, mask: mask)(params, x, mask)
+        rows, expected = np.asarray(x)[np.asarray(mask)], np.zeros((4, 4))
+        for _ in range(steps):
+            expected += gram(rows)
+            rows = np.tanh(rows @ np.asarray(params["w"]))
+        np.testing.assert_allclose(stats["w"], expected, rtol=1e-4)
+
     def test_weights_that_do_not_fit_are_named(self) -> None:
         tapped = jp.capture(lambda p, x: x @ p["w"], jp.stats.gram, weights=lambda x: jnp.ones(3))
         with pytest.raises(ValueError, match=r"weights of shape \(3,\) do not fit the rows of 'w'.*\(5,\)"):

@@ -28,7 +28,7 @@ def load(name):
 def test_wanda(name, case):
     weights, inputs, record = load(name)
     stat = statistics.column_norms(jnp.asarray(inputs))
-    mask = wanda()(jnp.asarray(weights), stat, *STRUCTURES[case])[1]
+    mask = prune(wanda(), weights, stat, *STRUCTURES[case])[1]
     want = np.unpackbits(record[f"wanda_{case}"], count=weights.size).reshape(weights.shape).astype(bool)
     np.testing.assert_array_equal(mask, want)
 

@@ -64,7 +64,9 @@ def test_equals_the_formula_and_meets_the_target() -> None:
 
 def test_layers_of_a_stack_are_blocks() -> None:
     def scanned(params, x):
-        step = lambda x, p: (jnp.tanh(jnp.tanh(x @ p["up"]) @ p["down"]), None)  # noqa: E731
+        def step(x, p):
+            return jnp.tanh(jnp.tanh(x @ p["up"]) @ p["down"]), None
+
         return jax.lax.scan(step, x, params)[0]
 
     params = {"up": draw(0, 3, 8, 9), "down": draw(1, 3, 9, 8)}

@@ -76,7 +76,10 @@ def test_lowers_the_error_of_each_block_and_keeps_zeros() -> None:
 
 def test_a_block_is_least_squares_on_the_inputs_of_the_pruned_model() -> None:
     dense = {"a": DENSE["layer_0"]["up"], "b": DENSE["layer_0"]["down"]}
-    apply = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]  # noqa: E731
+
+    def apply(p, x):
+        return jnp.tanh(x @ p["a"]) @ p["b"]
+
     pruned = dense | {"a": dense["a"].at[:, :4].set(0), "b": dense["b"].at[4:6].set(0)}
     masks = {"a": pruned["a"] != 0, "b": pruned["b"] != 0}
     x = jnp.concatenate(BATCHES)
@@ -108,8 +111,9 @@ def test_steps_of_a_scan_are_blocks() -> None:
         {"layers": {name: leaf[0] if leaf.ndim else leaf for name, leaf in tree["layers"].items()}}
         for tree in (pruned, masks, dense)
     )
-    alone = lambda p, x: narrow(p["layers"], x)  # noqa: E731
-    first = reconstruct(alone, own, masks, BATCHES, optax.adam(1e-2), blocks=["layers"], **options)
+    first = reconstruct(
+        lambda p, x: narrow(p["layers"], x), own, masks, BATCHES, optax.adam(1e-2), blocks=["layers"], **options
+    )
     for name, leaf in first["layers"].items():
         found, expected = (np.asarray(x, np.float32) for x in (new["layers"][name][0], leaf))
         np.testing.assert_allclose(found, expected, atol=2e-3)

@@ -1,7 +1,5 @@
 """`layer_sensitivity` against `prune_one_shot`, and `sensitivity_allocation` against uniform sparsity."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 import jaxprune as jp
 from jaxprune.posttraining import wanda
 from jaxprune.posttraining.sensitivity import Sensitivity, _hull, layer_sensitivity, sensitivity_allocation
+from tests.posttraining.layers import Grown
 
 
 def draw(seed: int, *shape: int) -> np.ndarray:
@@ -26,24 +25,11 @@ def net(params, x):
 
 
 MODEL = jp.trace(net, PARAMS, X)
-
-
 STATS = jp.calibrate(net, PARAMS, [X], jp.stats.gram)
 POINTS = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-@dataclasses.dataclass(frozen=True)
-class larger:
-    """Changes what it keeps."""
-
-    stat = staticmethod(jp.stats.gram)
-
-    def __call__(self, weights, stat, sparsity, structure):
-        new, mask, facts = wanda()(weights, stat, sparsity, structure)
-        return 1.2 * new, mask, facts
-
-
-METHOD = larger()
+METHOD = Grown()
 
 
 def test_errors_are_those_of_pruning() -> None:
@@ -56,6 +42,18 @@ def test_errors_are_those_of_pruning() -> None:
     assert len(table.rows()) == 5 and "stack[2]" in str(table)
 
 
+def total_loss(table, shares, relative: bool) -> float:
+    """Measured, not read off the curves; at as many sparsities as the table has, so that nothing is compiled."""
+    lost = 0.0
+    for name, index in table.layers():
+        share = float(np.asarray(shares[name])[index])
+        some = sorted({share, *(POINTS if share in POINTS else POINTS[:6])})
+        one = layer_sensitivity(MODEL, PARAMS, STATS, METHOD, sparsities=some, where=[name])
+        scale = 1 if relative else table.energies[name][index]
+        lost += float(one.errors[name][index][some.index(share)] ** 2 * scale)
+    return lost
+
+
 def test_allocation_is_no_worse_than_uniform() -> None:
     table = layer_sensitivity(MODEL, PARAMS, STATS, METHOD, sparsities=POINTS)
     uniform = {name: np.full(energy.shape, 0.6) for name, energy in table.energies.items()}
@@ -64,18 +62,7 @@ def test_allocation_is_no_worse_than_uniform() -> None:
         weights = sum(np.sum(found[name]) * size for name, size in table.sizes.items())
         assert weights == pytest.approx(0.6 * sum(leaf.size for leaf in PARAMS.values()))
 
-        def total(shares) -> float:
-            """Measured, not read off the curves; at as many sparsities as above, so that nothing is compiled."""
-            lost = 0.0
-            for name, index in table.layers():
-                share = float(np.asarray(shares[name])[index])
-                some = sorted({share, *(POINTS if share in POINTS else POINTS[:6])})
-                one = layer_sensitivity(MODEL, PARAMS, STATS, METHOD, sparsities=some, where=[name])
-                scale = 1 if relative else table.energies[name][index]  # noqa: B023
-                lost += float(one.errors[name][index][some.index(share)] ** 2 * scale)
-            return lost
-
-        assert total(found) <= total(uniform)
+        assert total_loss(table, found, relative) <= total_loss(table, uniform, relative)
 
 
 def test_hull() -> None:

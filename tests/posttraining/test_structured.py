@@ -150,7 +150,10 @@ def test_head_shaped_kernels() -> None:
 
 def test_compensation_is_exact_for_constants() -> None:
     params = PARAMS | {"a": PARAMS["a"] * KEPT[None]}
-    apply = lambda p, x: jnp.cos(x @ p["a"]) @ p["b"] - p["c"][None]  # noqa: E731
+
+    def apply(p, x):
+        return jnp.cos(x @ p["a"]) @ p["b"] - p["c"][None]
+
     model = jp.trace(apply, params, X)
     stats = jp.calibrate(apply, params, [X], jp.stats.moments)
     new, without = compensate_bias(model, PLAN, params, stats)
@@ -160,7 +163,9 @@ def test_compensation_is_exact_for_constants() -> None:
 
 
 def test_without_a_bias() -> None:
-    apply = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]  # noqa: E731
+    def apply(p, x):
+        return jnp.tanh(x @ p["a"]) @ p["b"]
+
     model = jp.trace(apply, PARAMS, X)
     new, without = compensate_bias(model, PLAN, PARAMS, jp.calibrate(apply, PARAMS, [X], jp.stats.moments))
     assert without == ("b",) and new["c"] is PARAMS["c"]

@@ -1,23 +1,18 @@
 """Makes the recorded results in this folder with the authors' code, in an environment with PyTorch and jaxprune.
 
-Run: python tests/posttraining/golden/recipe.py --sparsegpt CHECKOUT --wanda CHECKOUT
+Run: python -m tests.posttraining.golden.recipe --sparsegpt CHECKOUT --wanda CHECKOUT
 
-(see tests/benchmarks/posttraining_peer.py for the repositories). A record holds the weights that are left; layers are
-made anew from their seeds.
+in the root of the repository (see tests/benchmarks/posttraining_peer.py for those of the authors). A record holds the
+weights that are left; layers are made anew from their seeds.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
-sys.path.append(str(ROOT))
-sys.path.append(str(ROOT / "tests" / "benchmarks"))
+import numpy as np
 
-import numpy as np  # noqa: E402
-import posttraining_peer as peer  # noqa: E402
-
-from tests.posttraining.layers import make_layer  # noqa: E402
+from tests.benchmarks import posttraining_peer as peer
+from tests.posttraining.layers import make_layer
 
 # Name: output and input features, rows of the inputs, seed.
 LAYERS = {"small": (64, 96, 256, 0), "large": (128, 256, 512, 1)}
