@@ -1,0 +1,48 @@
+"""What a report prints."""
+
+import dataclasses
+
+import pytest
+from rich.console import Console
+
+from jaxprune.report import Report
+from tests.report import fakes
+
+
+def printed(report: Report, width: int = 100) -> str:
+    console = Console(width=width, record=True, force_terminal=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        report.print(console)
+        return console.export_text()
+
+
+def test_every_mean_and_every_cost_is_there() -> None:
+    report = fakes.report()
+    text = printed(report, 200)
+    for row in report.rows():
+        separator = " ± " if row["method"] == "dense" else " ±"
+        assert f"{row['mean']:.4f}{separator}{row['spread']:.4f}" in text
+    for figures in report.costs.values():
+        for figure in figures.values():
+            assert str(figure) in text
+    for layer in report.layers:
+        assert layer.path in text
+    for sentence in report.not_improved():
+        assert sentence[:60] in text
+    assert "rolled back" in text
+    assert "0.45 x" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_lines_keep_to_the_width(width: int) -> None:
+    for report in (fakes.report(), fakes.hostile()):
+        assert max(map(len, printed(report, width).splitlines())) <= width
+
+
+def test_names_are_not_read_as_markup() -> None:
+    report = dataclasses.replace(fakes.hostile(), title=fakes.HOSTILE)
+    assert fakes.HOSTILE in printed(report, 200).splitlines()[0]
+
+
+def test_an_empty_report_prints() -> None:
+    assert "No model was pruned." in printed(Report("t", "q"))
