@@ -3,20 +3,20 @@
     python examples/image_classification.py
     python examples/image_classification.py --method dense rigl granet --sparsity 0.95 --seed 0 1 2
     python examples/image_classification.py --structure nm:2:4 --method dense gmp sr_ste
+    python examples/image_classification.py --structure channel --sparsity 0.5 0.75     # and made smaller
     python examples/image_classification.py --resume          # stopped or killed: goes on
     python examples/image_classification.py --dataset imagenet --data-dir /data/imagenet
 
 Every method trains the same network from the same initial weights on the same batches for the same
 number of steps, with the same allocation (uniform by default). The default takes about a minute on
-two CPU cores. It prints a table and writes `report.json` and `accuracy.png` to `--output-dir`.
+two CPU cores. It prints tables and writes `report.html`, `report.json`, plots and `runs.json` to `--output-dir`. With
+`--structure channel` the channels that are gone are cut out of the arrays, and the smaller network is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import os
-import platform
 import signal
 import sys
 import time
@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 import jaxprune as jp
-from examples.classification import checkpoints, methods, report, tasks, training
+from examples.classification import checkpoints, methods, report, shrinking, tasks, training
 
 PyTree = Any
 
@@ -270,7 +270,10 @@ def measure(job: Job, run: Run, state: training.TrainState, pruned: bool) -> dic
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         digest.update(np.asarray(leaf).tobytes())
+    smaller = job.plan.structure == jp.Channel(axis=-1) and pruned
+    shrunk = shrinking.shrink(job.task, params, masks, batch_key(run)) if smaller else {}
     return {
+        **shrunk,
         "method": run.method,
         "sparsity_target": run.sparsity,
         "seed": run.seed,
@@ -341,30 +344,23 @@ def main(argv: Sequence[str] | None = None, should_stop: Callable[[], bool] | No
         console.print(f"Stopped after {len(results)} of {len(runs)} runs.{saved}", soft_wrap=True)
         return {"stopped": True, "runs": results}
 
-    rows = report.aggregate(results)
-    report.print_table(rows, console)
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     title = f"{args.dataset}, {args.model}, {args.structure}, {args.allocation}, {args.steps} steps"
-    report.plot(rows, title, args.output_dir / "accuracy.png")
+    made = report.make_report(results, title, settings | {"source": job.task.source})
+    made.print(console)
     content: dict[str, Any] = {
         "stopped": False,
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "settings": settings,
         "source": job.task.source,
-        "environment": {
-            "jax": jax.__version__,
-            "jaxprune": jp.__version__,
-            "device": jax.devices()[0].device_kind,
-            "cpu_cores": os.cpu_count(),
-            "python": platform.python_version(),
-        },
+        "environment": dict(made.environment),
         "seconds_measured": time.perf_counter() - began,
-        "note": report.MASKS_DO_NOT_SPEED_UP,
-        "rows": rows,
+        "rows": report.aggregate(results),
         "runs": results,
     }
-    checkpoints.write_json(args.output_dir / "report.json", content)
+    checkpoints.write_json(args.output_dir / "runs.json", content)
+    page = made.save(args.output_dir)
     console.print(
-        f"{content['seconds_measured']:.0f} s (measured). Wrote {args.output_dir}/report.json and accuracy.png",
-        soft_wrap=True,
+        f"{content['seconds_measured']:.0f} s (measured). Wrote {page}, and runs.json beside it", soft_wrap=True
     )
     return content
 

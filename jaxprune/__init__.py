@@ -4,6 +4,9 @@ Masks from scores (`compute_masks`), training under masks in any Optax chain (`s
 them back (`get_masks`, `sparse_params`).
 """
 
+import importlib as _importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from jaxprune import allocation, posttraining, pruners, schedules, scores, storage, tracing
 from jaxprune.calibration import Statistics, calibrate, capture
 from jaxprune.calibration import statistics as stats
@@ -39,11 +42,42 @@ from jaxprune.summary import Summary, summary
 from jaxprune.tracing import Cost, Group, Member, Model, PathCost, Site, trace
 from jaxprune.transforms import keep_masks, sparsify
 
+if _TYPE_CHECKING:
+    from jaxprune import measure, pipeline, report
+    from jaxprune.pipeline import Comparison, Target, compare, sensitivity
+    from jaxprune.report import Report, Trial
+
+# The rooms that measure and report are imported when they are first used, so that `import jaxprune` stays light.
+_LATER = {
+    **dict.fromkeys(("measure", "pipeline", "report"), "jaxprune"),
+    **dict.fromkeys(("Comparison", "Target", "compare", "sensitivity"), "jaxprune.pipeline"),
+    **dict.fromkeys(("Report", "Trial"), "jaxprune.report"),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module 'jaxprune' has no attribute {name!r}")
+    room = _LATER[name]
+    found = (
+        _importlib.import_module(f"jaxprune.{name}")
+        if room == "jaxprune"
+        else getattr(_importlib.import_module(room), name)
+    )
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
+
 __all__ = [
     "NM",
     "Block",
     "Budget",
     "Channel",
+    "Comparison",
     "Cost",
     "EarlyBird",
     "Group",
@@ -54,12 +88,15 @@ __all__ = [
     "Plan",
     "Pruned",
     "Pruner",
+    "Report",
     "Rule",
     "Site",
     "Statistics",
     "Structure",
     "Summary",
+    "Target",
     "Ticket",
+    "Trial",
     "Unstructured",
     "Verification",
     "allocation",
@@ -69,6 +106,7 @@ __all__ = [
     "channel_gmp",
     "check_masks",
     "combine",
+    "compare",
     "compute_masks",
     "dead_units",
     "depth",
@@ -81,18 +119,22 @@ __all__ = [
     "group_scores",
     "keep_masks",
     "lottery_ticket",
+    "measure",
     "pack",
+    "pipeline",
     "plan_from_masks",
     "posttraining",
     "prune_one_shot",
     "prune_sequential",
     "pruners",
     "removal_penalty",
+    "report",
     "rewind",
     "schedules",
     "scores",
     "second_moment",
     "select",
+    "sensitivity",
     "shrink",
     "shrunk_function",
     "sparse_params",

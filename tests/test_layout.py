@@ -45,6 +45,9 @@ FLOORS = {
     "storage": 4,
     "report": 4,
     "pipeline": 4,
+    "patterns": 1,
+    "cli": 5,
+    "__main__": 5,
     "": 5,  # jaxprune/__init__.py
 }
 # Floors 0 and 1 are array mathematics; nothing but these and the standard library comes in there.

@@ -107,14 +107,24 @@ def test_a_few_steps(uninterrupted: dict[str, dict[str, Any]], framework: str):
         assert row["sparsity_whole_model"] < row["sparsity_prunable"]
         assert row["step_ms_measured"] > 0
     output = Path(result["settings"]["output_dir"])
-    assert json.loads((output / "report.json").read_text())["runs"] == result["runs"]
-    assert (output / "accuracy.png").stat().st_size > 1_000
+    assert json.loads((output / "runs.json").read_text())["runs"] == result["runs"]
+    assert (output / "quality.png").stat().st_size > 1_000
+    saved = jp.Report.from_dict(json.loads((output / "report.json").read_text()))
+    assert {(t.method, t.quality) for t in saved.trials} == {(r["method"], r["accuracy"]) for r in result["runs"]}
 
 
 def test_the_table_says_what_was_measured(uninterrupted: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]):
-    report.print_table(uninterrupted["linen"]["rows"], Console(width=100))
+    report.make_report(uninterrupted["linen"]["runs"], "Digits", {}).print(Console(width=200))
     text = " ".join(capsys.readouterr().out.split())
-    assert "do not speed up dense kernels" in text and "median, measured" in text
+    assert "do not speed up dense kernels" in text and "step" in text and "measured" in text
+
+
+def test_channels_are_cut_out_of_the_arrays(digits: Path, tmp_path: Path):
+    argv = command(digits, tmp_path, "--method", "gmp", "--structure", "channel")
+    (run,) = image_classification.main([*argv, "--sparsity", "0.5"])["runs"]
+    assert run["shrunk_weights"] < 0.6 * run["weights"]
+    assert run["shrunk_accuracy"] == pytest.approx(run["accuracy"], abs=0.05)
+    assert run["shrunk_error"] < 1e-4 and run["shrunk_latency_ratio"] > 0
 
 
 def test_a_method_that_needs_gradients_at_the_start_and_one_with_dense_storage(digits: Path, tmp_path: Path):

@@ -1,0 +1,206 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune as jp
+from jaxprune.pipeline.budget import fraction_to_remove
+from jaxprune.pipeline.prune import levels
+from tests.pipeline import toy
+
+BATCHES = toy.batches()
+TRAINED = jp.pipeline.optimise(
+    toy.apply_fn, toy.init(jax.random.key(0)), toy.loss_fn, BATCHES, tx=toy.TX, steps=300
+).params
+DENSE = toy.evaluate(toy.apply_fn, TRAINED)
+
+
+def run(target, **options):
+    arguments = {"tx": toy.TX, "steps": 100, "progress": False, "methods": ("random", "magnitude")}
+    arguments |= {"corruptions": {}} | options
+    return jp.pipeline.run(toy.apply_fn, TRAINED, toy.loss_fn, BATCHES, toy.evaluate, target=target, **arguments)
+
+
+def kernels(params):
+    return {name: params[name]["kernel"] for name in ("up", "down")}
+
+
+def test_sparsity():
+    corruptions = {"noise": jp.pipeline.noise(0.5)}
+    made = run(jp.Target(sparsity=0.6, max_drop=0.05), methods="auto", corruptions=corruptions)
+    assert made.met and made.plan is None
+    assert jp.sparsity(kernels(made.masks), kernels(made.params)) == 0.6
+    assert sum(int((leaf == 0).sum()) for leaf in kernels(made.params).values()) == 96
+    assert made.quality >= DENSE - 0.05 and made.dense_quality == DENSE
+    assert made.quality == toy.evaluate(made.apply_fn, made.params)
+    losses = made.prediction.losses
+    assert set(losses) == set(jp.pipeline.WEIGHTS)
+    assert losses[made.prediction.best] == min(losses.values()) < losses["random"]
+    assert [each.removed for each in made.history] == levels(0.6, 4)
+    dense, pruned = made.report.rows()
+    assert dense["values"]["noise"] < DENSE and pruned["values"]["noise"] < made.quality
+    assert made.preprocessed.sensitivity is not None and made.preprocessed.cost.parameters == 178
+
+
+def test_macs_makes_smaller_arrays():
+    made = run(jp.Target(macs=0.5, max_drop=0.1), methods="auto", distillation=0.1)
+    assert made.met and made.plan is not None
+    width = made.params["up"]["kernel"].shape[1]
+    assert width <= 8 and made.params["down"]["kernel"].shape == (width, 2)
+    assert made.params["up"]["bias"].shape == (width,)
+    x = BATCHES[0][0]
+    hidden = jax.nn.relu(x @ made.params["up"]["kernel"] + made.params["up"]["bias"][None])
+    expected = hidden @ made.params["down"]["kernel"] + made.params["down"]["bias"][None]
+    np.testing.assert_allclose(made.apply_fn(made.params, x), expected, rtol=1e-5, atol=1e-6)
+    assert set(made.prediction.losses) == set(jp.pipeline.CUTS)
+
+
+def test_bytes():
+    made = run(jp.Target(bytes=0.5, max_drop=0.1))
+    stored = made.report.costs["bytes stored"]
+    assert made.met
+    assert 0.45 < stored["pruned"].value / stored["dense"].value <= 0.5
+
+
+def test_two_of_four():
+    made = run(jp.Target(sparsity=0.5, max_drop=0.1), structure=jp.NM(2, 4))
+    assert made.met and len(made.history) == 1
+    groups = np.asarray(made.masks["up"]["kernel"]).reshape(2, 4, 16)
+    assert (groups.sum(1) == 2).all()
+    with pytest.raises(ValueError, match=r"has the sparsity 0\.5; ask for that one"):
+        run(jp.Target(sparsity=0.6), structure=jp.NM(2, 4))
+
+
+def test_latency_ends_with_what_was_measured():
+    made = run(jp.Target(latency=0.5, max_drop=10.0), rounds=1)
+    times = made.report.costs["latency"]
+    assert made.met == (times["shrunk"].value <= 0.5 * times["dense"].value)
+
+
+def test_what_cannot_be_met_ends_with_the_best_found():
+    made = run(jp.Target(sparsity=0.97, max_drop=0.02))
+    assert not made.met
+    rejected = [each for each in made.history if not each.accepted]
+    accepted = [each for each in made.history if each.accepted]
+    assert rejected and accepted and all(each.drop <= 0.02 for each in accepted)
+    assert made.history[-1].removed < 0.97
+    reached = max(each.removed for each in accepted)
+    assert jp.sparsity(kernels(made.masks), kernels(made.params)) == pytest.approx(reached, abs=0.01)
+    assert made.quality >= DENSE - 0.02
+    assert "Not met; the best that was found" in made.report.reached
+    # After the first failure: half-way between what was good enough and what was not.
+    first = made.history.index(rejected[0])
+    before = max(each.removed for each in made.history[:first] if each.accepted)
+    assert made.history[first + 1].removed == pytest.approx((before + rejected[0].removed) / 2)
+
+
+def test_nothing_can_go_leaves_the_dense_model():
+    made = run(jp.Target(sparsity=0.9, max_drop=0.0), steps=5, methods=("random",), rounds=1)
+    assert not made.met
+    if not any(each.accepted for each in made.history):
+        assert made.quality == DENSE and jax.tree.all(
+            jax.tree.map(lambda a, b: bool((a == b).all()), made.params, TRAINED)
+        )
+
+
+def test_a_budget_below_one_channel_is_out_of_reach():
+    made = run(jp.Target(macs=0.01, max_drop=100.0), rounds=2)
+    assert not made.met
+    assert any("budget" in each.reason or "cannot" in each.reason for each in made.history), made.history
+
+
+class Killed(Exception):
+    """What stands for a kill in a test."""
+
+
+def test_a_killed_run_goes_on_to_the_same_model(tmp_path):
+    """Killed three times, each time later: after the warm-up, within the rounds, and after the last training."""
+    calls, kills = [], {1, 4, 9}
+
+    def evaluate(apply_fn, params):
+        calls.append(1)
+        if len(calls) in kills:
+            raise Killed
+        return toy.evaluate(apply_fn, params)
+
+    def go(folder):
+        return jp.pipeline.run(
+            toy.apply_fn, toy.init(jax.random.key(0)), toy.loss_fn, BATCHES, evaluate,
+            target=jp.Target(sparsity=0.8, max_drop=0.1), tx=toy.TX, steps=50, warmup_steps=100, corruptions={},
+            methods=("random", "taylor"), rounds=3, folder=folder, progress=False,
+        )  # fmt: skip
+
+    for _ in kills:
+        with pytest.raises(Killed):
+            go(tmp_path / "killed")
+    resumed = go(tmp_path / "killed")
+    kills.clear()
+    whole = go(None)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), resumed.params, whole.params))
+    assert resumed.history == whole.history
+
+
+def test_other_settings_are_refused(tmp_path):
+    run(jp.Target(sparsity=0.5, max_drop=1.0), folder=tmp_path, rounds=1, steps=4)
+    with pytest.raises(ValueError, match="steps: 4 then, 6 now"):
+        run(jp.Target(sparsity=0.5, max_drop=1.0), folder=tmp_path, rounds=1, steps=6)
+
+
+def test_fraction_to_remove():
+    params = {"w": jnp.zeros((32, 16), jnp.float32), "b": jnp.zeros(16, jnp.float32)}
+    sparsity = fraction_to_remove(jp.Target(bytes=0.4), params, jp.Unstructured(), None)
+    masks = jp.compute_masks(params | {"w": jax.random.normal(jax.random.key(0), (32, 16))}, sparsity)
+    stored = jp.measure.checkpoint_bytes(params, masks)
+    assert stored["bitmask"].value <= 0.4 * stored["dense"].value < stored["bitmask"].value + 8
+    with pytest.raises(ValueError, match="even without any of the weights"):
+        fraction_to_remove(jp.Target(bytes=0.03), params, jp.Unstructured(), None)
+
+
+def test_targets():
+    with pytest.raises(ValueError, match="exactly one"):
+        jp.Target()
+    with pytest.raises(ValueError, match="sparsity, macs given"):
+        jp.Target(sparsity=0.5, macs=0.5)
+    with pytest.raises(ValueError, match="Target\\(macs=2\\)"):
+        jp.Target(macs=2)
+    with pytest.raises(ValueError, match="max_drop=-1"):
+        jp.Target(macs=0.5, max_drop=-1)
+
+
+def test_unknown_criteria():
+    with pytest.raises(ValueError, match="unknown criterion 'fisher'; for this target there are: random, magnitude"):
+        run(jp.Target(sparsity=0.5), methods=("fisher",))
+    with pytest.raises(ValueError, match="calibration=0"):
+        run(jp.Target(sparsity=0.5), calibration=0)
+
+
+def test_embeddings_leave_out_what_needs_inputs():
+    def apply_fn(params, ids):
+        return params["table"][ids] @ params["head"]
+
+    params = {"table": jax.random.normal(jax.random.key(0), (10, 4)), "head": jnp.ones((4, 1))}
+    batches = [(np.arange(10), np.ones((10, 1), np.float32))] * 2
+
+    def evaluate(apply_fn, params):
+        return -float(toy.loss_fn(apply_fn(params, batches[0][0]), batches[0][1]))
+
+    made = jp.pipeline.run(
+        apply_fn, params, toy.loss_fn, batches, evaluate, target=jp.Target(sparsity=0.5, max_drop=1.0),
+        tx=optax.adam(0.05), steps=40, progress=False,
+    )  # fmt: skip
+    assert made.met
+    assert set(made.prediction.skipped) == {"wanda", "sparsegpt"}
+    assert "table: rows are looked up" in made.prediction.skipped["wanda"]
+
+
+def test_a_function_without_products_has_no_macs_to_lose():
+    def apply_fn(params, ids):
+        return params["table"][ids].sum(-1)
+
+    batches = [(np.arange(4), np.ones(4, np.float32))]
+    with pytest.raises(ValueError, match="no multiply-adds, no dot and no convolution"):
+        jp.pipeline.run(
+            apply_fn, {"table": jnp.ones((10, 4))}, toy.loss_fn, batches, lambda apply_fn, params: 0.0,
+            target=jp.Target(macs=0.5), tx=optax.adam(0.05), steps=4, progress=False,
+        )  # fmt: skip
