@@ -13,20 +13,25 @@ targets)`, and `eval_fn(apply_fn, params) -> quality`, higher is better. With th
 over several seeds. `fit_predictor` learns to predict the loss of pruning a site from what is known before it is pruned.
 """
 
+from jaxprune.pipeline.ablation import ablation
 from jaxprune.pipeline.batches import batch_at
 from jaxprune.pipeline.compare import Comparison, compare
 from jaxprune.pipeline.criteria import CUTS, WEIGHTS, Scoring
 from jaxprune.pipeline.examine import Tested, test
+from jaxprune.pipeline.features import Features, group_features, weight_features
 from jaxprune.pipeline.integrate import Integrated, integrate
 from jaxprune.pipeline.methods import METHODS, Settings
+from jaxprune.pipeline.moments import GradientMoments, gradient_moments
 from jaxprune.pipeline.optimise import Checkpoints, State, Trained, make_step, optimise
 from jaxprune.pipeline.predict import Prediction, predict
+from jaxprune.pipeline.predictor import Predictor, fit_predictor
 from jaxprune.pipeline.preprocess import Preprocessed, preprocess
 from jaxprune.pipeline.prune import Round, Rounds, prune
 from jaxprune.pipeline.robustness import corrupted, missing, noise, robustness
 from jaxprune.pipeline.run import Result, run
 from jaxprune.pipeline.sensitivity import LossSensitivity, sensitivity
 from jaxprune.pipeline.target import Target
+from jaxprune.pipeline.validation import Validation, rank_correlation, validate
 
 __all__ = [
     "CUTS",
@@ -34,9 +39,12 @@ __all__ = [
     "WEIGHTS",
     "Checkpoints",
     "Comparison",
+    "Features",
+    "GradientMoments",
     "Integrated",
     "LossSensitivity",
     "Prediction",
+    "Predictor",
     "Preprocessed",
     "Result",
     "Round",
@@ -47,9 +55,14 @@ __all__ = [
     "Target",
     "Tested",
     "Trained",
+    "Validation",
+    "ablation",
     "batch_at",
     "compare",
     "corrupted",
+    "fit_predictor",
+    "gradient_moments",
+    "group_features",
     "integrate",
     "make_step",
     "missing",
@@ -58,8 +71,11 @@ __all__ = [
     "predict",
     "preprocess",
     "prune",
+    "rank_correlation",
     "robustness",
     "run",
     "sensitivity",
     "test",
+    "validate",
+    "weight_features",
 ]

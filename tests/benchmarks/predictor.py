@@ -114,7 +114,7 @@ def row(name: str, found: Sequence[RankCorrelation]) -> str:
     cells = []
     for view in ("overall", "within", "between"):
         values = np.array([getattr(each, view) for each in found])
-        one = f"{values.mean():+.2f} +- {values.std(ddof=len(values) > 1):.2f}"
+        one = f"{values.mean():+.2f}" + (f" +- {values.std(ddof=1):.2f}" if len(values) > 1 else "")
         cells.append(f"{'none' if np.isnan(values).any() else one:>16}")
     return f"{name:<30}" + "".join(cells)
 
