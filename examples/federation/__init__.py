@@ -1,0 +1,1 @@
+"""The parts of `examples/federated.py`: messages, clients, the server's rounds, the plot."""

@@ -1,0 +1,1 @@
+"""The parts of `examples/recommendation.py`: splits, metrics, baselines, tasks, methods, sizes."""
