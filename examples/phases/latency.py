@@ -1,13 +1,11 @@
-"""How long a call takes: two functions by turns in one process, so that noise meets both alike."""
+"""How long a call takes, in milliseconds: functions by turns in one process, so that noise meets all alike."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import numpy as np
+import jaxprune as jp
 
 
 def medians(calls: Mapping[str, Callable[[], Any]], repetitions: int = 200) -> dict[str, float]:
@@ -17,13 +15,5 @@ def medians(calls: Mapping[str, Callable[[], Any]], repetitions: int = 200) -> d
       calls: functions without arguments that return arrays.
       repetitions: measurements of each.
     """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        for _ in range(5):
-            jax.block_until_ready(call())
-    for _ in range(repetitions):
-        for name, call in calls.items():
-            begin = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(time.perf_counter() - begin)
-    return {name: float(np.median(values)) * 1e3 for name, values in times.items()}
+    figures = jp.measure.latency(calls, repetitions=repetitions, warmup=5)
+    return {name: 1e3 * (figure.value or 0.0) for name, figure in figures.items()}

@@ -99,6 +99,8 @@ def test_a_wrong_count_is_loud() -> None:
     mask = {"w": jnp.array([True, False, True, True, False, False])}
     gather = jax.jit(gather_kept, static_argnums=2)
     np.testing.assert_array_equal(gather(tree, mask, (3,))["w"], [1, 3, 4])
+    integers = {"w": jnp.arange(1, 7)}  # which have no NaN: what is missing is zero
+    np.testing.assert_array_equal(gather(integers, mask, (4,))["w"], [1, 3, 4, 0])
     for wrong in (2, 4):
         assert np.isnan(gather(tree, mask, (wrong,))["w"]).all()
         with pytest.raises(ValueError, match="keeps 3"):

@@ -64,7 +64,8 @@ def test_joules_of_a_call_above_idle(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_arrays_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
     monkeypatch.setattr(jax, "block_until_ready", lambda arrays: machine.spend(1.0, 30.0, 4.0))
-    assert energy({"a": lambda: None}, meters=[machine], repetitions=2)["a"].value == pytest.approx(34.0)
+    found = energy({"a": machine.call("a", 0.5, 30.0, 4.0)}, meters=[machine], repetitions=2)["a"]
+    assert found.value == pytest.approx(1.5 * 34)
 
 
 def test_windows_take_turns_and_last(monkeypatch: pytest.MonkeyPatch) -> None:

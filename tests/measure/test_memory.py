@@ -19,6 +19,11 @@ def test_live_bytes_counts_buffers_once_and_replicas_each() -> None:
     sharded = jax.device_put(array + 1, NamedSharding(MESH, PartitionSpec("data")))
     assert live_bytes([replicated]).value == 8 * array.nbytes
     assert live_bytes([sharded]).value == array.nbytes
+    part = sharded.addressable_shards[3].data  # another array on a buffer that is there already
+    assert live_bytes([sharded, part]).value == array.nbytes
+    gone = array + 2
+    gone.delete()
+    assert live_bytes([gone]).value == 0
 
 
 def test_live_bytes_sees_what_comes_and_goes() -> None:
