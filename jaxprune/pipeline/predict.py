@@ -9,6 +9,7 @@ import jax
 from jaxprune import masks as masks_
 from jaxprune.pipeline.batches import Batch
 from jaxprune.pipeline.criteria import WEIGHTS, Scoring, criteria_for, cut
+from jaxprune.shrinking import Plan
 from jaxprune.trees import PyTree
 
 
@@ -21,9 +22,10 @@ class Prediction:
       dense: the loss of the model before.
       losses: the loss after, by criterion; NaN counts as the worst.
       skipped: why other criteria could not be used.
+      asked: the criteria that may be used; random is measured as the control, asked for or not.
 
     Example:
-      >>> made = Prediction(0.5, 0.1, {"random": 2.0, "magnitude": 0.3}, {})
+      >>> made = Prediction(0.5, 0.1, {"random": 2.0, "magnitude": 0.3}, {}, ("magnitude",))
       >>> made.best, made.ranking
       ('magnitude', ['magnitude', 'random'])
     """
@@ -32,6 +34,7 @@ class Prediction:
     dense: float
     losses: Mapping[str, float]
     skipped: Mapping[str, str]
+    asked: Sequence[str]
 
     @property
     def ranking(self) -> list[str]:
@@ -40,8 +43,8 @@ class Prediction:
 
     @property
     def best(self) -> str:
-        """The criterion that loses the least."""
-        return self.ranking[0]
+        """The criterion that loses the least, of those that were asked for."""
+        return next(name for name in self.ranking if name in self.asked)
 
     def __str__(self) -> str:
         lines = [f"held-out loss (measured) with {self.removed:.0%} removed, {self.dense:.4g} before"]
@@ -73,11 +76,21 @@ def predict(
 
     Raises:
       ValueError: an unknown criterion, or none that can be used; no held-out batches.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> apply_fn, loss_fn = lambda p, x: x @ p["w"], lambda y, t: jnp.mean((y - t) ** 2)
+      >>> params, batch = {"w": jnp.diag(jnp.arange(1.0, 5.0))}, (jnp.eye(4), jnp.diag(jnp.arange(1.0, 5.0)))
+      >>> model = jp.trace(apply_fn, params, batch[0])
+      >>> scoring = jp.pipeline.Scoring(apply_fn, loss_fn, model, [batch], key=jax.random.key(0))
+      >>> predict(scoring, params, [batch], removed=0.75, methods=("magnitude",), cuts=False).best
+      'magnitude'
     """
     if not held_out:
         raise ValueError("predict: held_out is empty; give at least one (inputs, targets).")
-    named = methods if methods == "auto" or isinstance(methods, str) else list(dict.fromkeys([*methods, "random"]))
-    reasons = criteria_for(scoring, named, cuts)
+    asked = criteria_for(scoring, methods, cuts)
+    reasons = {**asked, "random": ""}
     loss_of = jax.jit(lambda p, inputs, targets: scoring.loss_fn(scoring.apply_fn(p, inputs), targets))
 
     def loss(params: PyTree) -> float:
@@ -87,13 +100,16 @@ def predict(
     for name, reason in reasons.items():
         if not reason:
             losses[name] = loss(pruned(scoring, name, params, removed, cuts)[0])
-    return Prediction(removed, loss(params), losses, {name: reason for name, reason in reasons.items() if reason})
+    skipped = {name: reason for name, reason in reasons.items() if reason}
+    return Prediction(removed, loss(params), losses, skipped, tuple(asked))
 
 
-def pruned(scoring: Scoring, name: str, params: PyTree, removed: float, cuts: bool, plan=None) -> tuple:
-    """Parameters, masks and plan (None for weights) after one criterion."""
+def pruned(
+    scoring: Scoring, name: str, params: PyTree, removed: float, cuts: bool, before: Plan | None = None
+) -> tuple[PyTree, PyTree, Plan | None]:
+    """Parameters, masks and plan (None for weights) after one criterion; `before` is the plan of an earlier round."""
     if not cuts:
         return *WEIGHTS[name](scoring, params, removed), None
-    plan = cut(scoring, name, params, 1 - removed, plan)
+    plan = cut(scoring, name, params, 1 - removed, before)
     masks = masks_.full_masks(plan.masks(scoring.model), params)
     return masks_.apply_masks(params, masks), masks, plan

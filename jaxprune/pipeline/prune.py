@@ -113,6 +113,18 @@ def prune(
 
     Returns:
       The last model that was good enough, and every attempt. Without a good one, the dense model.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> apply_fn, loss_fn = lambda p, x: x @ p["w"], lambda y, t: jnp.mean((y - t) ** 2)
+      >>> params, batch = {"w": jnp.diag(jnp.arange(1.0, 5.0))}, (jnp.eye(4), jnp.diag(jnp.arange(1.0, 5.0)))
+      >>> scoring = jp.pipeline.Scoring(apply_fn, loss_fn, jp.trace(apply_fn, params, batch[0]), [batch])
+      >>> evaluate = lambda apply_fn, params: -float(loss_fn(apply_fn(params, batch[0]), batch[1]))
+      >>> made = prune(scoring, params, [batch], evaluate, criterion="magnitude", removed=0.75, cuts=False,
+      ...              tx=optax.sgd(0.1), steps=1, rounds=2, dense_quality=0.0, max_drop=0.01)
+      >>> made.removed, [each.accepted for each in made.history]
+      (0.75, [True, True])
     """
     records = Records(None, {}) if records is None else records
     full = masks_.full_masks(jax.tree.map(lambda _: True, params), params)

@@ -60,7 +60,7 @@ def _notes(prediction: Prediction, verification: Verification | None) -> list[st
     ranked = ", ".join(f"{name} {prediction.losses[name]:.4g}" for name in prediction.ranking)
     notes = [
         f"Held-out loss with {prediction.removed:.0%} removed and no training (measured; {prediction.dense:.4g} "
-        f"before): {ranked}. The first was used."
+        f"before): {ranked}. {prediction.best} was used."
     ]
     notes += [f"{name} was not tried: {reason}." for name, reason in prediction.skipped.items()]
     if not prediction.losses.get(prediction.best, math.nan) < prediction.losses.get("random", math.inf):

@@ -57,7 +57,8 @@ def test_macs_makes_smaller_arrays():
 
 
 def test_bytes():
-    made = run(jp.Target(bytes=0.5, max_drop=0.1))
+    made = run(jp.Target(bytes=0.5, max_drop=0.1), methods="magnitude")
+    assert made.prediction.best == "magnitude" and set(made.prediction.losses) == {"magnitude", "random"}
     stored = made.report.costs["bytes stored"]
     assert made.met
     assert 0.45 < stored["pruned"].value / stored["dense"].value <= 0.5
@@ -107,6 +108,7 @@ def test_nothing_can_go_leaves_the_dense_model():
 def test_a_budget_below_one_channel_is_out_of_reach():
     made = run(jp.Target(macs=0.01, max_drop=100.0), rounds=2)
     assert not made.met
+    assert set(made.prediction.losses) == {"random", "magnitude"}
     assert any("budget" in each.reason or "cannot" in each.reason for each in made.history), made.history
 
 
