@@ -34,7 +34,8 @@ def write_report(
         trials.append(Trial(prediction.best, made.removed, 0, tested.quality[pruned], _values(tested, pruned)))
     gone = f"{made.removed:.1%} of the {'multiply-adds' if target.cuts else 'prunable weights'} removed"
     lost = tested.quality[dense] - tested.quality[pruned]
-    reached = f"{'Met' if met else 'Not met; the best that was found'}: {gone}, {quality} fell by {lost:.4g}."
+    change = f"{quality} {'fell' if lost >= 0 else 'rose'} by {abs(lost):.4g}"
+    reached = f"{'Met' if met else 'Not met; the best that was found'}: {gone}, {change}."
     return Report(
         title,
         quality,
