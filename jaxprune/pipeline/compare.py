@@ -1,6 +1,7 @@
 """`compare`: which method keeps the most quality on a user's own task, at one budget of steps, over several seeds."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -297,5 +298,5 @@ class _Job:
 
 
 def _name(value: Any) -> str:
-    """A name that does not change from run to run, which the `repr` of a function does."""
-    return getattr(value, "__name__", None) or repr(value)
+    """A name that does not change from run to run, as the addresses in the `repr` of a function do."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

@@ -96,7 +96,9 @@ def test_a_killed_comparison_goes_on(tmp_path):
     assert len(calls) == 4 + 3  # the fourth again, and the two that were missing
     whole = compare(methods=("gmp", "wanda"))
     assert [t.quality for t in made.trials] == pytest.approx([t.quality for t in whole.trials], rel=1e-5)
-    json.loads((tmp_path / "settings.json").read_text())
+    # What a later process writes must be the same: no address of a function.
+    saved = json.loads((tmp_path / "settings.json").read_text())
+    assert "Layerwise" in saved["allocation"] and "0x" not in str(saved)
     with pytest.raises(ValueError, match="calibration: 8 then, 2 now"):
         run(evaluate, calibration=2)
 

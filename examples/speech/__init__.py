@@ -1,0 +1,1 @@
+"""The parts of `speech_recognition.py`."""
