@@ -1,6 +1,6 @@
 """Silero VAD: a pretrained network that hears whether someone speaks, as a pure function.
 
-Every 32 ms it gives the probability of speech: a short-time Fourier transform with learned-free, fixed kernels, four
+Every 32 ms it gives the probability of speech: a short-time Fourier transform whose kernels are fixed, four
 convolutions, an LSTM cell that carries its state from chunk to chunk, and a sigmoid. 0.3 million parameters. The
 weights are those of the PyPI wheel silero-vad (MIT licence); the wheel is not installed and nothing in it is run.
 """
