@@ -73,7 +73,7 @@ class Job:
     """What all runs of a comparison share."""
 
     task: tasks.Task
-    plan: methods.Plan
+    plan: methods.Settings
     recipe: tasks.Recipe
     steps_per_call: int
     checkpoint_every: int
@@ -150,7 +150,7 @@ def make_job(args: argparse.Namespace, should_stop: Callable[[], bool]) -> Job:
     structure = methods.parse_structure(args.structure)
     where = tasks.without_head(task.where) if args.structure == "channel" else task.where
     allocation = methods.allocations()[args.allocation]
-    plan = methods.Plan(args.steps, structure, allocation, where)
+    plan = methods.Settings(None, args.steps, structure, allocation, where)
     folder: Path | None = args.checkpoint_dir
     if folder is not None:
         shared = ("dataset", "model", "framework", "structure", "allocation", "steps", "batch_size")
