@@ -1,5 +1,6 @@
 """A walk through a model: versions of it, run side by side from one place where something is to be done to the next."""
 
+import abc
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -33,7 +34,7 @@ def read_batches(batches: Iterable[Any], caller: str) -> list[tuple[Any, ...]]:
     return found
 
 
-class Walk:
+class Walk(abc.ABC):
     """Runs versions of a model on the same batches. What is done on the way is up to `process`.
 
     Args:
@@ -62,6 +63,7 @@ class Walk:
         frame = Frame(self.layers, self.layers.program.graph)
         self.process(frame, matrices, (), [list(values) for _ in self.versions], outputs=False)
 
+    @abc.abstractmethod
     def process(
         self, frame: Frame, matrices: Sequence[Matrix], index: tuple[int, ...], values: Versions, outputs: bool
     ) -> Versions:
@@ -77,7 +79,6 @@ class Walk:
         Returns:
           The values of the outputs where they are asked for.
         """
-        raise NotImplementedError
 
     def run(
         self,
