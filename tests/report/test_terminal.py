@@ -1,6 +1,7 @@
 """What a report prints."""
 
 import dataclasses
+import io
 
 import pytest
 from rich.console import Console
@@ -10,7 +11,7 @@ from tests.report import fakes
 
 
 def printed(report: Report, width: int = 100) -> str:
-    console = Console(width=width, record=True, force_terminal=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=width, record=True, force_terminal=False, file=io.StringIO())
     with console.file:
         report.print(console)
         return console.export_text()
