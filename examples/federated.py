@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
 import sys
 import time
@@ -41,11 +40,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from examples.classification import checkpoints
 from examples.data import images
 from examples.federation import figure, rounds
 from examples.federation.clients import Network, partition
 from jaxprune.measure import Figure
+from jaxprune.pipeline.records import Records, write_json
 from jaxprune.report import Report, Trial
 
 PyTree = Any
@@ -110,10 +109,8 @@ def execute_all(args: argparse.Namespace, data: images.ImageData, console: Conso
     def evaluate(params: PyTree) -> float:
         return float(np.mean(np.argmax(np.asarray(apply(params, pixels)), axis=-1) == test_y))
 
-    folder: Path | None = args.output_dir / "finished" if args.resume else None
-    if folder is not None:
-        shared = ("dataset", "part", "partition", "clients", "widths")
-        checkpoints.open_folder(folder, dataclasses.asdict(settings) | {n: getattr(args, n) for n in shared}, True)
+    shared = {n: getattr(args, n) for n in ("dataset", "part", "partition", "clients", "widths")}
+    records = Records(args.output_dir / "finished" if args.resume else None, dataclasses.asdict(settings) | shared)
     runs = plan_runs(args)
     columns = (
         TextColumn("{task.description}"),
@@ -130,16 +127,14 @@ def execute_all(args: argparse.Namespace, data: images.ImageData, console: Conso
         for method, sparsity, seed in runs:
             name = f"{method}-{sparsity:g}-seed{seed}"
             progress.update(bar, description=name)
-            path = None if folder is None else folder / f"{name}.json"
-            if path is not None and path.exists():
-                done.append(json.loads(path.read_text()))
+            result = records.get(name)
+            if result is None:
+                clients = partition(train_x, train_y, args.clients, args.partition, seed)
+                result = {"method": method, "sparsity": sparsity, "seed": seed}
+                result |= rounds.run(functions, clients, method, sparsity, seed, evaluate, advance)
+                records[name] = result
+            else:
                 progress.advance(bar, args.rounds)
-                continue
-            clients = partition(train_x, train_y, args.clients, args.partition, seed)
-            result = {"method": method, "sparsity": sparsity, "seed": seed}
-            result |= rounds.run(functions, clients, method, sparsity, seed, evaluate, advance)
-            if path is not None:
-                checkpoints.write_json(path, result)
             done.append(result)
     return done
 
@@ -239,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     for line in (*report.not_improved(), *report.notes):
         console.print(f"- {line}")
     report.save(args.output_dir)
-    checkpoints.write_json(args.output_dir / "runs.json", {"settings": report.settings, "runs": runs})
+    write_json(args.output_dir / "runs.json", {"settings": report.settings, "runs": runs})
     figure.draw(runs, report.title, args.output_dir / "accuracy_by_bytes.png")
     seconds = time.perf_counter() - began
     console.print(f"{seconds:.0f} s (measured). Wrote report.html and accuracy_by_bytes.png to {args.output_dir}")

@@ -36,6 +36,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 import jaxprune as jp
 from examples.classification import checkpoints, methods, report, shrinking, tasks, training
+from jaxprune.pipeline.records import write_json
 
 PyTree = Any
 
@@ -357,7 +358,7 @@ def main(argv: Sequence[str] | None = None, should_stop: Callable[[], bool] | No
         "rows": report.aggregate(results),
         "runs": results,
     }
-    checkpoints.write_json(args.output_dir / "runs.json", content)
+    write_json(args.output_dir / "runs.json", content)
     page = made.save(args.output_dir)
     console.print(
         f"{content['seconds_measured']:.0f} s (measured). Wrote {page}, and runs.json beside it", soft_wrap=True

@@ -33,10 +33,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import jaxprune as jp
-from examples.classification import checkpoints, training
+from examples.classification import training
 from examples.compact import counting, cutting, files, report
 from examples.data import images
 from examples.models import lenet
+from jaxprune.pipeline.records import write_json
 
 PyTree = Any
 
@@ -257,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "paper_cited": report.PAPER,
         "runs": runs,
     }
-    checkpoints.write_json(args.output_dir / "report.json", content)
+    write_json(args.output_dir / "report.json", content)
     seconds = content["seconds_measured"]
     console.print(f"{seconds:.0f} s (measured). Wrote {args.output_dir}/report.json and the models", soft_wrap=True)
     return content

@@ -33,11 +33,11 @@ import optax
 from rich.console import Console
 
 import jaxprune as jp
-from examples.classification import checkpoints
 from examples.data import ratings
 from examples.models.recommender import TABLES
 from examples.recommender import methods, sizes, splits, tasks
 from jaxprune import measure, pipeline
+from jaxprune.pipeline.records import Records
 from jaxprune.report import Report
 
 PyTree = Any
@@ -83,7 +83,7 @@ def compare(model: str, structure: str, data: ratings.RatingData, args: argparse
     folder: Path | None = None
     if args.resume:
         kept = args.output_dir / "trials" / f"{model}-{structure}"
-        checkpoints.open_folder(kept, dataclasses.asdict(recipe) | {"part": args.part}, resume=True)
+        Records(kept, dataclasses.asdict(recipe) | {"part": args.part})  # refuses another recipe or part
         folder = kept / "finished"
 
     def measured(apply: tasks.Apply, params: PyTree) -> dict[str, float]:

@@ -10,7 +10,6 @@ Every file appears under its name only when it is complete, so a process may be 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from jaxprune import storage
+from jaxprune.pipeline.records import Records, write_json
 
 PyTree = Any
 
@@ -86,25 +86,9 @@ def open_folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> None
     Raises:
       ValueError: if it holds runs and `resume` is false, or runs with other settings.
     """
-    path = folder / "settings.json"
-    if path.exists():
-        if not resume:
-            raise ValueError(
-                f"{folder} holds the checkpoints of an earlier job; add --resume to go on with it, "
-                "or name another --checkpoint-dir"
-            )
-        saved = json.loads(path.read_text())
-        current = json.loads(json.dumps(settings))
-        changed = sorted(k for k in saved | current if saved.get(k) != current.get(k))
-        if changed:
-            details = "; ".join(f"{k}: {saved.get(k)} then, {current.get(k)} now" for k in changed)
-            raise ValueError(f"{folder} was made with other settings ({details}); use the same")
-    write_json(path, settings)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON so that the file appears only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    part.replace(path)
+    if (folder / "settings.json").exists() and not resume:
+        raise ValueError(
+            f"{folder} holds the checkpoints of an earlier job; add --resume to go on with it, "
+            "or name another --checkpoint-dir"
+        )
+    Records(folder, settings)

@@ -27,6 +27,7 @@ from examples.classification import checkpoints
 from examples.data import text
 from examples.language.evaluation import Apply, make_evaluator, token_losses
 from examples.models.transformer import Decoder
+from jaxprune.pipeline.records import Records
 
 PyTree = Any
 
@@ -144,7 +145,7 @@ def train_or_load(config: Config, folder: Path, data_dir: Path | None = None) ->
     """
     data = text.load(data_dir, config.vocabulary)
     settings = {**asdict(config), "data_source": data.source, "data_fingerprint": data.fingerprint()}
-    checkpoints.open_folder(folder, settings, resume=True)
+    Records(folder, settings)  # refuses a folder of other settings
     store = checkpoints.RunStore(folder / "dense")
     try:
         first = _make_init(config)(jax.random.fold_in(jax.random.key(config.seed), 0))
