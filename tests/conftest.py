@@ -15,7 +15,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # compile: XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true".
 os.environ["XLA_FLAGS"] = " ".join(
     [
-        "--xla_backend_optimization_level=1",
+        "--xla_backend_optimization_level=0",
         "--xla_cpu_use_fusion_emitters=false",
         os.environ.get("XLA_FLAGS", ""),
     ]
