@@ -317,7 +317,7 @@ def main(argv: Sequence[str] | None = None, should_stop: Callable[[], bool] | No
       should_stop: asked after every compiled call; true stops as Ctrl-C does.
 
     Returns:
-      The content of `report.json`; after a stop, `{"stopped": True, "runs": [...]}`.
+      The content of `runs.json`; after a stop, `{"stopped": True, "runs": [...]}`.
     """
     args = parse(argv)
     console = Console()
@@ -355,7 +355,7 @@ def main(argv: Sequence[str] | None = None, should_stop: Callable[[], bool] | No
         "source": job.task.source,
         "environment": dict(made.environment),
         "seconds_measured": time.perf_counter() - began,
-        "rows": report.aggregate(results),
+        "rows": made.rows(),
         "runs": results,
     }
     write_json(args.output_dir / "runs.json", content)
