@@ -162,7 +162,8 @@ def evaluate(job: Job, method: str, seed: int, trained: PyTree, folder: Path) ->
     Returns:
       One dictionary for each row of the table.
     """
-    cost, samples = counting.forward_flops(trained), job.steps * job.batch_size
+    samples = job.steps * job.batch_size
+    training_flops = counting.training_flops(method, counting.forward_flops(trained), samples, job.every)
 
     def row(name: str, model: PyTree, apply: training.Apply, pixels: np.ndarray, sparse: bool) -> dict[str, Any]:
         flops = counting.forward_flops(model)
@@ -181,9 +182,7 @@ def evaluate(job: Job, method: str, seed: int, trained: PyTree, folder: Path) ->
 
     every_pixel = np.ones(job.pixels, bool)
     if method == "dense":
-        training_flops = counting.dense_training_flops(cost, samples)
         return [row("dense", trained, lenet.apply, every_pixel, sparse=False)]
-    training_flops = counting.rigl_training_flops(cost, job.every, samples)
     x = lenet.to_unit_interval(jnp.asarray(job.data.test_x))
     small = cutting.compact(trained, x)
     difference = cutting.largest_difference(

@@ -38,23 +38,19 @@ def forward_flops(params: PyTree) -> Flops:
     return Flops(2 * model.cost().macs, 2 * model.cost(masks=masks).macs)
 
 
-def dense_training_flops(forward: Flops, samples: int) -> int:
-    """A forward pass, and a backward pass of twice its cost, for each sample."""
-    return 3 * forward.dense * samples
-
-
-def rigl_training_flops(forward: Flops, every: int, samples: int) -> int:
-    """Appendix H: in one of `every + 1` steps the gradient of all weights is computed, pruned or not.
+def training_flops(method: str, forward: Flops, samples: int, every: int) -> float:
+    """Appendix H: a backward pass costs two forward passes, and RigL exchanges weights by dense gradients.
 
     That is a little too much here, for weights are exchanged in the first three quarters of the training only.
 
     Args:
+      method: `dense` or `rigl`.
       forward: of the model at its full size, with its zeros.
-      every: steps between exchanges of weights.
       samples: that the whole training sees.
+      every: steps between exchanges of weights.
     """
-    a_sample = (3 * forward.nonzero * every + 2 * forward.nonzero + forward.dense) / (every + 1)
-    return round(a_sample * samples)
+    own = {"sparse": lambda _: forward.nonzero, "every": every} if method == "rigl" else {}
+    return jp.measure.training_flops(method, dense=forward.dense, steps=samples, **own).value or 0.0
 
 
 def formula_bytes(params: PyTree, bitmask: bool) -> int:

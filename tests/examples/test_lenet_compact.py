@@ -104,9 +104,9 @@ def test_counts_by_hand():
     assert counting.formula_bytes(params, bitmask=False) == 4 * (22 + 7)
     assert counting.formula_bytes(params, bitmask=True) == 4 * (11 + 7) + 3
     assert counting.kernel_sparsity(params) == 0.5
-    assert counting.dense_training_flops(counting.Flops(44, 22), samples=10) == 3 * 44 * 10
+    assert counting.training_flops("dense", counting.Flops(44, 22), samples=10, every=10) == 3 * 44 * 10
     # In 1 of 11 steps the gradient of the weights is dense.
-    assert counting.rigl_training_flops(counting.Flops(44, 22), every=10, samples=11) == 10 * 66 + 44 + 44
+    assert counting.training_flops("rigl", counting.Flops(44, 22), samples=11, every=10) == 10 * 66 + 44 + 44
 
 
 def test_the_formula_gives_the_bytes_of_the_paper():
