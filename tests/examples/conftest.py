@@ -1,11 +1,20 @@
-"""Made image files for the tests of the examples. None of them is real data."""
+"""Made files for the tests of the examples, none of them real data, and the promotion rules of their users."""
 
 import gzip
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
+
+
+@pytest.fixture
+def as_users_run_it() -> Iterator[None]:
+    """JAX's default promotion rules."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def write_idx(path: Path, values: np.ndarray, compress: bool = True) -> None:
@@ -40,3 +49,13 @@ def photos(tmp_path: Path) -> Path:
                 pixels = rng.integers(0, 256, (40, 52, 3)).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{wnid}_{i}.JPEG")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made text files, some of them in each split."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for i in range(40):
+        lines = [f"def function_{i}_{j}(x):\n    return x * {i} + {j}  # é\n" for j in range(6)]
+        (folder / f"file_{i}.py").write_text("\n".join(lines), encoding="utf-8")
+    return folder

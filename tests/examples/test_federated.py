@@ -16,11 +16,7 @@ from examples.federation import clients, messages, rounds
 PyTree = Any
 
 
-@pytest.fixture(autouse=True)
-def _as_users_run_it():
-    """The example runs under JAX's default promotion rules, as it does for its users."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 def made(seed: int = 0) -> tuple[PyTree, PyTree, PyTree]:

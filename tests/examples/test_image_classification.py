@@ -26,11 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = 40
 
 
-@pytest.fixture(autouse=True)
-def _as_users_run_it():
-    """The example runs under JAX's default promotion rules, as it does for its users."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,21 +21,7 @@ TINY = training.Config(
 DEEPER = replace(TINY, depth=2)
 
 
-@pytest.fixture(autouse=True)
-def default_promotion():
-    """The example runs under JAX's default promotion rules, as it does for its users."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made text files, some of them in each split."""
-    folder = tmp_path_factory.mktemp("corpus")
-    for i in range(40):
-        lines = [f"def function_{i}_{j}(x):\n    return x * {i} + {j}  # é\n" for j in range(6)]
-        (folder / f"file_{i}.py").write_text("\n".join(lines), encoding="utf-8")
-    return folder
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,7 @@ PyTree = Any
 SNIPPET = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n196\t242\t3\t881250949\n7\t302\t5\t891717742\n"
 
 
-@pytest.fixture(autouse=True)
-def _as_users_run_it():
-    """The example runs under JAX's default promotion rules, as it does for its users."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 def made_text(users: int = 30, items: int = 40, each: int = 12) -> str:

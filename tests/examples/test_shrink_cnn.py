@@ -3,17 +3,11 @@
 import json
 from pathlib import Path
 
-import jax
 import pytest
 
 from examples import shrink_cnn
 
-
-@pytest.fixture(autouse=True)
-def default_promotion():
-    """The example runs under JAX's default promotion rules, as it does for its users."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 def test_cuts_between_phases(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jax
 import numpy as np
 import optax
 import pytest
@@ -15,12 +14,7 @@ from examples.speech import clips, hidden_units, vad
 from examples.speech.tasks import Recipe
 from tests.examples.test_speech_models import random_silero
 
-
-@pytest.fixture(autouse=True)
-def default_promotion():
-    """The example runs under JAX's default promotion rules, as it does for its users."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 def made_data(tokens: bool) -> SpeechData:

@@ -4,7 +4,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import pytest
 
 from examples import one_shot_transformer, shrink_transformer
@@ -25,21 +24,7 @@ class Tiny(Config):
     evaluation_windows: int = 4
 
 
-@pytest.fixture(autouse=True)
-def default_promotion():
-    """The examples run under JAX's default promotion rules, as they do for their users."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made text files, some of them in each split."""
-    folder = tmp_path_factory.mktemp("corpus")
-    for i in range(40):
-        lines = [f"def function_{i}_{j}(x):\n    return x * {i} + {j}\n" for j in range(6)]
-        (folder / f"file_{i}.py").write_text("\n".join(lines), encoding="utf-8")
-    return folder
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 def test_examples_run_and_write_what_they_found(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
