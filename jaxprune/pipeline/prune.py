@@ -24,7 +24,8 @@ class Round:
     """One attempt to take away more.
 
     Attributes:
-      removed: the fraction that was gone, of weights or of multiply-adds.
+      removed: the fraction that was gone, of weights or of multiply-adds; where whole indices are cut, that is what the
+        plan removes, and at least what was tried.
       quality: after its training.
       drop: what it lost against the dense model.
       accepted: whether it was kept; otherwise the model was put back to what it was before.
@@ -130,6 +131,7 @@ def prune(
     full = masks_.full_masks(jax.tree.map(lambda _: True, params), params)
     step = make_step(scoring.apply_fn, scoring.loss_fn, optax.chain(tx, keep_masks(full)))
     evaluated = jax.jit(scoring.apply_fn)
+    whole_cost = scoring.model.cost().macs
     best, masks, plan, reached = params, None, None, 0.0
     failed: float | None = None
     left = bisections
@@ -148,6 +150,7 @@ def prune(
             failed = attempt
             continue
         keep = masks_.full_masks(keep, params)
+        gone = attempt if cut is None else max(attempt, 1 - scoring.model.cost(plan=cut).macs / whole_cost)
         record, folder = records.get(name), records.within(f"{name}-params")
         if record is None:
             whole = optax.chain(tx, keep_masks(keep))
@@ -163,7 +166,7 @@ def prune(
             quality = float(eval_fn(evaluated, made))
             if folder is not None:
                 storage.save(folder, made, overwrite=True)
-            records[name] = record = {"removed": attempt, "quality": quality if math.isfinite(quality) else None}
+            records[name] = record = {"removed": gone, "quality": quality if math.isfinite(quality) else None}
         elif folder is not None:
             made = storage.restore(folder, made)
             for _ in range(steps):
@@ -171,9 +174,9 @@ def prune(
         quality = math.nan if record["quality"] is None else record["quality"]
         drop = dense_quality - quality
         accepted = drop <= max_drop  # false for NaN
-        history.append(Round(attempt, quality, drop, accepted))
+        history.append(Round(gone, quality, drop, accepted))
         if accepted:
-            best, masks, plan, reached = made, keep, cut, attempt
+            best, masks, plan, reached = made, keep, cut, gone
         else:
             failed = attempt
     if masks is None:

@@ -56,6 +56,17 @@ def test_macs_makes_smaller_arrays():
     assert set(made.prediction.losses) == set(jp.pipeline.CUTS)
 
 
+def test_what_is_gone_is_what_the_plan_removes():
+    """Sixteen units go one by one: a cut for 0.47 takes eight of them, which is 0.5, and all that 0.5 asks for."""
+    model = jp.trace(toy.apply_fn, TRAINED, BATCHES[0][0])
+    scoring = jp.pipeline.Scoring(toy.apply_fn, toy.loss_fn, model, BATCHES[:1])
+    made = jp.pipeline.prune(
+        scoring, TRAINED, BATCHES, toy.evaluate, criterion="magnitude", removed=0.47, cuts=True, tx=toy.TX, steps=1,
+        rounds=1, dense_quality=DENSE, max_drop=10.0,
+    )  # fmt: skip
+    assert made.removed == made.history[0].removed == 0.5 == 1 - model.cost(plan=made.plan).macs / model.cost().macs
+
+
 def test_bytes():
     made = run(jp.Target(bytes=0.5, max_drop=0.1), methods="magnitude")
     assert made.prediction.best == "magnitude" and set(made.prediction.losses) == {"magnitude", "random"}
