@@ -38,6 +38,7 @@ class Scoring:
       where: which parameters may be pruned.
       key: of random scores; the same in every round, so that what is gone stays gone.
       sensitivity: sparsities by parameter that a sensitivity scan asks for, `share -> allocation`; or None.
+      round_to: where indices are cut, how many a group keeps is rounded up to a multiple of this; see `jp.select`.
     """
 
     apply_fn: Apply
@@ -48,6 +49,7 @@ class Scoring:
     where: Where = None
     key: jax.Array | None = None
     sensitivity: Callable[[float], Any] | None = None
+    round_to: int | Mapping[str, int] = 1
 
     @functools.cached_property
     def _gradient(self) -> Callable[..., PyTree]:
@@ -161,7 +163,7 @@ def cut(scoring: Scoring, name: str, params: PyTree, macs: float, before: Plan |
         if gone is not None:
             values = np.where(np.asarray(gone), values, values.min() - 1 - abs(values.min()))
         ranked[group] = values
-    return select(scoring.model, ranked, Budget(macs=macs))
+    return select(scoring.model, ranked, Budget(macs=macs), round_to=scoring.round_to)
 
 
 def criteria_for(scoring: Scoring, methods: str | Sequence[str], cuts: bool) -> dict[str, str]:

@@ -86,6 +86,7 @@ def run(
     distillation: float = 0.0,
     structure: Structure = Unstructured(),
     where: Where = None,
+    round_to: int | Mapping[str, int] = 1,
     calibration: int = 4,
     folder: str | Path | None = None,
     checkpoint_every: int | None = None,
@@ -122,6 +123,8 @@ def run(
       distillation: the weight of matching the dense model's outputs in the last training, see `make_step`.
       structure: what is pruned together, for targets of `sparsity` and `bytes`.
       where: which parameters may be pruned, for targets of `sparsity` and `bytes`.
+      round_to: for targets of `macs` and `latency`, the channels, heads or features that stay are a multiple of this;
+        hardware is slow on odd numbers of them.
       calibration: how many batches the criteria see; as many others are held out, if there are.
       folder: where finished rounds are kept, to go on from there.
       checkpoint_every: steps between checkpoints within the warm-up and the last training.
@@ -160,6 +163,7 @@ def run(
         "distillation": distillation,
         "structure": str(structure),
         "calibration": calibration,
+        "round_to": round_to,
     }
     records = Records(folder, settings | {"key": np.asarray(jax.random.key_data(key)).tolist()})
     seen, held_out = _split(train_batches, calibration)
@@ -180,7 +184,7 @@ def run(
                 f"{target}: the function has no multiply-adds, no dot and no convolution. Ask for sparsity or bytes."
             )
         allocation = None if known.sensitivity is None else known.sensitivity.allocation
-        scoring = Scoring(apply_fn, loss_fn, known.model, seen, structure, where, key, allocation)
+        scoring = Scoring(apply_fn, loss_fn, known.model, seen, structure, where, key, allocation, round_to)
         if target.goal == "latency":
             wanted = _kept(records, "latency", lambda: fraction_for_latency(scoring, params, inputs, target.value))[0]
         first = levels(wanted, rounds)[0]

@@ -67,6 +67,11 @@ def test_what_is_gone_is_what_the_plan_removes():
     assert made.removed == made.history[0].removed == 0.5 == 1 - model.cost(plan=made.plan).macs / model.cost().macs
 
 
+def test_what_stays_is_a_multiple():
+    made = run(jp.Target(macs=0.6, max_drop=10.0), round_to=4)
+    assert made.met and made.params["up"]["kernel"].shape[1] == 8  # of 16; 9 are within the budget
+
+
 def test_bytes():
     made = run(jp.Target(bytes=0.5, max_drop=0.1), methods="magnitude")
     assert made.prediction.best == "magnitude" and set(made.prediction.losses) == {"magnitude", "random"}
