@@ -70,7 +70,7 @@ class Application:
     target: Mapping[str, float]
 
 
-def prune(app: Application, target: jp.Target, folder: Path | None) -> jp.pipeline.Result:
+def prune(app: Application, target: jp.Target, round_to: int, folder: Path | None) -> jp.pipeline.Result:
     """The ten lines, the same for every model."""
     return jp.pipeline.run(
         app.apply_fn,
@@ -82,6 +82,7 @@ def prune(app: Application, target: jp.Target, folder: Path | None) -> jp.pipeli
         tx=app.tx,
         steps=app.steps,
         warmup_steps=app.steps,
+        round_to=round_to,
         quality=app.quality,
         folder=folder,
     )
@@ -189,6 +190,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             help="default: --macs 0.5, and --bytes 0.5 for the factorisation" if name == "macs" else None,
         )
     add("--max-drop", type=float, help="of the quality; default: 0.01 for images, 0.02 for speech, 0.005 for ratings")
+    add("--round-to", type=int, default=4, help="channels and units that stay are a multiple of this; default: 4")
     add("--steps", type=int, help="of the dense training, and again of what follows")
     add("--resume", action="store_true", help="keep finished rounds, and go on from those that are there")
     add("--output-dir", type=Path, default=Path("outputs/prune_any_model"))
@@ -212,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, jp.pipeline.Result]:
         app = application(name, args.steps)
         target = jp.Target(**(given or app.target), max_drop=app.max_drop if args.max_drop is None else args.max_drop)
         folder = args.output_dir / name
-        results[name] = prune(app, target, folder / "rounds" if args.resume else None)
+        results[name] = prune(app, target, args.round_to, folder / "rounds" if args.resume else None)
         results[name].report.save(folder)
     table = Table(title="Quality on validation data, and what is left of the costs")
     for column in ("model", "target", "met", "dense", "pruned", "criterion", "weights", "stored", "latency"):
