@@ -108,12 +108,15 @@ KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
 def test_rows_over_devices(name, kind):
     method = METHODS[name]
     stat = stat_of(method)
-    expected = prune(method, WEIGHTS, stat, 0.5)
+    # ALPS turns a difference in the last bit into another mask; sums round alike from this level of compilation on.
+    options: Any = {"xla_backend_optimization_level": 1}
+    compiled = jax.jit(lambda w, g: method(w, g, 0.5, jp.Unstructured()), compiler_options=options)
+    expected = compiled(WEIGHTS, stat)
     mesh = jax.make_mesh((8,), ("x",), axis_types=(KINDS[kind],))
     with jax.set_mesh(mesh):
         rows = jax.device_put(WEIGHTS, NamedSharding(mesh, PartitionSpec("x", None)))
         whole = jax.device_put(jax.device_get(stat), NamedSharding(mesh, PartitionSpec()))
-        found = jax.jit(lambda w, g: method(w, g, 0.5, jp.Unstructured()))(rows, whole)
+        found = compiled(rows, whole)
     assert found[0].sharding.is_equivalent_to(rows.sharding, 2)
     assert_close(found, expected)
 
