@@ -1,5 +1,7 @@
 """Memory: buffers that are alive, XLA's plan, XLA's counts."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,7 @@ def test_live_bytes_counts_buffers_once_and_replicas_each() -> None:
 
 
 def test_live_bytes_sees_what_comes_and_goes() -> None:
+    gc.collect()  # what other tests have left must not go in between
     before = live_bytes().value
     array = jax.block_until_ready(jnp.arange(100_000, dtype=jnp.float32) + 1)
     during = live_bytes().value
