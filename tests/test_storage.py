@@ -32,7 +32,7 @@ def steps(tx, params, state, count):
     return params, state
 
 
-def same_bits(left, right):
+def assert_same_bits(left, right):
     def one(a, b):
         a, b = (jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (a, b))
         np.testing.assert_array_equal(a, b)
@@ -47,21 +47,21 @@ def test_training_goes_on_to_the_same_bits(tmp_path, packed):
     halfway = steps(tx, PARAMS, tx.init(PARAMS), 7)
     jp.storage.save(tmp_path / "half", halfway)
     restored = jp.storage.restore(tmp_path / "half", (PARAMS, tx.init(PARAMS)))
-    same_bits(restored, halfway)
-    same_bits(steps(tx, *restored, 8), steps(tx, *halfway, 8))
+    assert_same_bits(restored, halfway)
+    assert_same_bits(steps(tx, *restored, 8), steps(tx, *halfway, 8))
 
 
 def test_restored_by_shapes_alone(tmp_path):
     tx = optimiser()
     state = tx.init(PARAMS)
     jp.storage.save(tmp_path / "state", state)
-    same_bits(jp.storage.restore(tmp_path / "state", jax.eval_shape(tx.init, PARAMS)), state)
+    assert_same_bits(jp.storage.restore(tmp_path / "state", jax.eval_shape(tx.init, PARAMS)), state)
 
 
 def test_low_precision_and_empty_leaves(tmp_path):
     tree = {"bf16": jnp.arange(5, dtype=jnp.bfloat16), "none": jnp.zeros((0, 3)), "scalar": jnp.float16(2)}
     jp.storage.save(tmp_path / "tree", tree)
-    same_bits(jp.storage.restore(tmp_path / "tree", tree), tree)
+    assert_same_bits(jp.storage.restore(tmp_path / "tree", tree), tree)
 
 
 def test_nothing_is_overwritten_unless_asked(tmp_path):

@@ -7,7 +7,7 @@ Nothing is said about time: the gather costs some, and on one machine the wire i
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jax.core import Tracer
 from jaxprune import trees
 from jaxprune.masks import check_masks_fit
 from jaxprune.measure.figure import Figure
+from jaxprune.measure.memory import compiled
 from jaxprune.trees import PyTree
 
 # A result such as `f32[4]{0}` or `(f32[4]{0}, bf16[2,3]{1,0})`, then the operation; `-done` has no operand of its own.
@@ -129,8 +130,7 @@ def all_reduce_bytes(fn: Any, *args: Any) -> Figure:
       0 bytes (measured)
     """
     if not hasattr(fn, "as_text"):
-        lowerable: Callable[..., Any] = fn if hasattr(fn, "lower") else jax.jit(fn)
-        fn = lowerable.lower(*args).compile()  # type: ignore[attr-defined]
+        fn = compiled(fn, args)
     results = [match["result"] for match in _OPERATION.finditer(fn.as_text())]
     shapes = [array.groups() for result in results for array in _ARRAY.finditer(result)]
     size = sum(_bytes(dtype, [int(n) for n in shape.split(",") if n]) for dtype, shape in shapes)
@@ -192,5 +192,5 @@ def _scatter(vector: Any, mask: Any, leaf: Any, count: int) -> Any:
 
 
 def _bytes(dtype: str, shape: list[int]) -> int:
-    bits = 8 if dtype == "pred" else int(_BITS.match(dtype)[1])  # type: ignore[index]
+    bits = 8 if dtype == "pred" else int(_BITS.findall(dtype)[0])
     return -(-bits * int(np.prod(shape, dtype=np.int64)) // 8)

@@ -74,7 +74,7 @@ def memory(fn: Callable[..., Any], *args: Any) -> dict[str, Figure]:
       >>> memory(lambda x: x + 1, jnp.zeros(8, jnp.float32))["arguments"].value
       32.0
     """
-    statistics = _compiled(fn, args).memory_analysis()
+    statistics = compiled(fn, args).memory_analysis()
     names = {
         "arguments": "argument_size_in_bytes",
         "outputs": "output_size_in_bytes",
@@ -107,7 +107,7 @@ def xla_cost(fn: Callable[..., Any], *args: Any) -> dict[str, Figure]:
       >>> xla_cost(lambda x: x @ x, x)["flops"].value >= 2 * 8**3
       True
     """
-    counts = _compiled(fn, args).cost_analysis()
+    counts = compiled(fn, args).cost_analysis()
     counts = counts[0] if isinstance(counts, list) else counts or {}
 
     def one(key: str, unit: str) -> Figure:
@@ -118,8 +118,9 @@ def xla_cost(fn: Callable[..., Any], *args: Any) -> dict[str, Figure]:
     return {"flops": one("flops", "FLOPs"), "traffic": one("bytes accessed", "bytes")}
 
 
-def _compiled(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    return (fn if hasattr(fn, "lower") else jax.jit(fn)).lower(*args).compile()  # type: ignore[attr-defined]
+def compiled(fn: Any, args: tuple[Any, ...]) -> Any:
+    """XLA's program of a function, jitted or not."""
+    return (fn if hasattr(fn, "lower") else jax.jit(fn)).lower(*args).compile()
 
 
 def _buffer(data: jax.Array) -> Any:

@@ -21,7 +21,7 @@ def values_of(path):
     return {leaf.path: array for leaf, array in checkpoint.read(checkpoint.leaves)}
 
 
-def same_bits(left, right):
+def assert_same_bits(left, right):
     assert left.keys() == right.keys()
     for path in left:
         assert left[path].dtype == right[path].dtype, path
@@ -30,10 +30,10 @@ def same_bits(left, right):
 
 
 def test_safetensors_come_back(torch_file, torch_arrays, tmp_path):
-    same_bits(values_of(torch_file), torch_arrays)
+    assert_same_bits(values_of(torch_file), torch_arrays)
     source = open_checkpoint(torch_file)
     write_checkpoint(tmp_path / "copy.safetensors", source, values_of(torch_file))
-    same_bits(values_of(tmp_path / "copy.safetensors"), torch_arrays)
+    assert_same_bits(values_of(tmp_path / "copy.safetensors"), torch_arrays)
     assert open_checkpoint(tmp_path / "copy.safetensors").metadata == {"format": "pt", "licence": "none"}
     assert [path.name for path in tmp_path.iterdir()] == ["copy.safetensors"]
 
@@ -41,7 +41,7 @@ def test_safetensors_come_back(torch_file, torch_arrays, tmp_path):
 def test_arrays_with_strides_are_written_by_value(torch_file, tmp_path):
     values = {"t": np.arange(6.0).reshape(2, 3).T, "scalar": np.float32(2)}
     write_checkpoint(tmp_path / "t.safetensors", open_checkpoint(torch_file), values)
-    same_bits(values_of(tmp_path / "t.safetensors"), {name: np.array(value) for name, value in values.items()})
+    assert_same_bits(values_of(tmp_path / "t.safetensors"), {name: np.array(value) for name, value in values.items()})
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
@@ -60,7 +60,7 @@ def test_orbax_comes_back(train_state, params, tmp_path):
         one, two = checkpointer.restore(train_state), checkpointer.restore(tmp_path / "copy")
     assert two["step"] == 5 and two["note"] == "hello" and two["none"] is None
     assert jax.tree.structure(one) == jax.tree.structure(two)
-    same_bits(values, values_of(tmp_path / "copy"))
+    assert_same_bits(values, values_of(tmp_path / "copy"))
     assert open_checkpoint(tmp_path / "copy").metadata == {"by": "me"}
 
 
@@ -75,7 +75,7 @@ def test_only_some_leaves_are_read(train_state):
 def test_leaves_beyond_one_batch(train_state, monkeypatch):
     whole = values_of(train_state)
     monkeypatch.setattr("jaxprune.cli._orbax._AT_ONCE", 1000)
-    same_bits(values_of(train_state), whole)
+    assert_same_bits(values_of(train_state), whole)
 
 
 def test_an_array_that_was_sharded(tmp_path):
@@ -96,7 +96,7 @@ def test_from_one_format_to_the_other_and_back(tmp_path, params):
     jp.storage.save(tmp_path / "a", params)
     values = values_of(tmp_path / "a")
     write_checkpoint(tmp_path / "b.safetensors", open_checkpoint(tmp_path / "a"), values)
-    same_bits(values_of(tmp_path / "b.safetensors"), values)
+    assert_same_bits(values_of(tmp_path / "b.safetensors"), values)
     write_checkpoint(tmp_path / "c", open_checkpoint(tmp_path / "b.safetensors"), values)
     jax.tree.map(np.testing.assert_array_equal, jp.storage.restore(tmp_path / "c", params), params)
 
@@ -105,7 +105,7 @@ def test_names_that_cannot_be_nested_stay_flat(tmp_path):
     save_file({"a": np.ones(2), "a/b": np.zeros(3), "c.d": np.ones(1)}, tmp_path / "x.safetensors")
     source = open_checkpoint(tmp_path / "x.safetensors")
     write_checkpoint(tmp_path / "x", source, values_of(tmp_path / "x.safetensors"))
-    same_bits(values_of(tmp_path / "x"), values_of(tmp_path / "x.safetensors"))
+    assert_same_bits(values_of(tmp_path / "x"), values_of(tmp_path / "x.safetensors"))
 
 
 def test_text_does_not_fit_into_safetensors(tmp_path, train_state):

@@ -4,6 +4,7 @@ import sys
 import time
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,7 +147,7 @@ def test_rapl_damaged(powercap: Powercap, file: str, text: str | None, message: 
 
 def nvml(energies: list[int | None], start_error: str = "") -> types.ModuleType:
     """A stand-in for `pynvml`: millijoules of each GPU, None where it has no counter."""
-    module = types.ModuleType("pynvml")
+    module: Any = types.ModuleType("pynvml")
 
     class NVMLError(Exception):
         pass
@@ -166,11 +167,11 @@ def nvml(energies: list[int | None], start_error: str = "") -> types.ModuleType:
             raise NVMLError("Not Supported")
         return energy
 
-    module.NVMLError = NVMLError  # type: ignore[attr-defined]
-    module.nvmlInit = init  # type: ignore[attr-defined]
-    module.nvmlDeviceGetCount = lambda: len(energies)  # type: ignore[attr-defined]
-    module.nvmlDeviceGetHandleByIndex = handle  # type: ignore[attr-defined]
-    module.nvmlDeviceGetTotalEnergyConsumption = read  # type: ignore[attr-defined]
+    module.NVMLError = NVMLError
+    module.nvmlInit = init
+    module.nvmlDeviceGetCount = lambda: len(energies)
+    module.nvmlDeviceGetHandleByIndex = handle
+    module.nvmlDeviceGetTotalEnergyConsumption = read
     return module
 
 
@@ -218,7 +219,7 @@ def test_find_meters_keeps_their_order_and_the_reasons(powercap: Powercap, monke
 
 def zeus(**energies) -> dict[str, types.ModuleType]:
     """A stand-in for zeus 0.16: the windows of `ZeusMonitor`."""
-    monitor = types.ModuleType("zeus.monitor")
+    monitor: Any = types.ModuleType("zeus.monitor")
 
     class ZeusMonitor:
         def __init__(self, sync_execution_with: str) -> None:
@@ -233,7 +234,7 @@ def zeus(**energies) -> dict[str, types.ModuleType]:
             self.windows.remove(key)
             return types.SimpleNamespace(**energies)
 
-    monitor.ZeusMonitor = ZeusMonitor  # type: ignore[attr-defined]
+    monitor.ZeusMonitor = ZeusMonitor
     return {"zeus": types.ModuleType("zeus"), "zeus.monitor": monitor}
 
 
@@ -268,8 +269,8 @@ def test_codecarbon_is_modelled(monkeypatch: pytest.MonkeyPatch) -> None:
             assert name == self.name
             return answer
 
-    module = types.ModuleType("codecarbon")
-    module.OfflineEmissionsTracker = OfflineEmissionsTracker  # type: ignore[attr-defined]
+    module: Any = types.ModuleType("codecarbon")
+    module.OfflineEmissionsTracker = OfflineEmissionsTracker
     monkeypatch.setitem(sys.modules, "codecarbon", module)
     meter = CodeCarbonMeter()
     assert isinstance(meter, Meter)
