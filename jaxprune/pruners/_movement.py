@@ -1,6 +1,6 @@
 """Movement pruning: what moves away from zero is kept, however small it is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -76,7 +76,7 @@ def movement(
         init,
         plan.is_update,
         update,
-        accumulate=lambda state, context: _accumulate(state, context, 1.0, 0.0),
+        accumulate=lambda state, context: _follow_movement(state, context, lambda scores, slope: scores - slope),
         moves=False,
         dense_parameters=True,
     )
@@ -129,6 +129,10 @@ def soft_movement(
         raise ValueError(f"penalty={penalty}, learning_rate={learning_rate}: neither may be negative.")
     plan = schedules.constant(begin, 2**31 - 1 if end is None else end, every)
 
+    def step(scores: jax.Array, slope: jax.Array) -> jax.Array:
+        sigmoid = jax.nn.sigmoid(scores)
+        return scores - learning_rate * (slope + penalty * sigmoid * (1 - sigmoid))
+
     def init(params: PyTree, key: jax.Array | None) -> tuple[PyTree, Any]:
         del key
         return dense_masks(params, where), _zero_scores(params)
@@ -142,7 +146,7 @@ def soft_movement(
         init,
         plan.is_update,
         update,
-        accumulate=lambda state, context: _accumulate(state, context, learning_rate, penalty),
+        accumulate=lambda state, context: _follow_movement(state, context, step),
         moves=False,
         dense_parameters=True,
     )
@@ -152,12 +156,10 @@ def _zero_scores(params: PyTree) -> PyTree:
     return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), params)
 
 
-def _accumulate(scores: PyTree, context: Context, learning_rate: float, penalty: float) -> PyTree:
-    def step(s: jax.Array, w: jax.Array, g: jax.Array) -> jax.Array:
-        if not trees.is_floating(w):
-            return s
-        slope = g.astype(jnp.float32) * w.astype(jnp.float32)
-        sigmoid = jax.nn.sigmoid(s)
-        return s - learning_rate * (slope + penalty * sigmoid * (1 - sigmoid))
+def _follow_movement(scores: PyTree, context: Context, step: Callable[[jax.Array, jax.Array], jax.Array]) -> PyTree:
+    """`step(S, g w)` for every score `S`: `g w` is negative where a weight moves away from zero."""
 
-    return jax.tree.map(step, scores, context.params, context.grads)
+    def leaf(s: jax.Array, w: jax.Array, g: jax.Array) -> jax.Array:
+        return step(s, g.astype(jnp.float32) * w.astype(jnp.float32)) if trees.is_floating(w) else s
+
+    return jax.tree.map(leaf, scores, context.params, context.grads)

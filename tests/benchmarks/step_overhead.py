@@ -1,9 +1,18 @@
 """A training step that updates no mask, under each pruner, against the optimiser alone.
 
-Run: python tests/benchmarks/step_overhead.py [--width 1280] [--batch 128] [--repetitions 15] [--only gmp rigl]
+Run: python tests/benchmarks/step_overhead.py [--model mlp] [--batch 128] [--repetitions 15] [--only gmp rigl]
+
+Both models have 10 million weights. The MLP does little with each of them: what a pruner adds shows the most there.
+The decoder is that of `examples/one_shot_transformer.py`, wider, on `--batch` windows of 128 tokens.
 """
 
 import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parents[2]))
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +20,7 @@ import optax
 from timing import medians
 
 import jaxprune as jp
+from examples.language import training
 
 NEVER = 1_000_000
 PRUNERS = {
@@ -27,26 +37,54 @@ PRUNERS = {
 }
 
 
-def main() -> None:
-    """Prints ratios for the whole step and for the optimiser alone, all measured in this process."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--width", type=int, default=1280)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repetitions", type=int, default=15)
-    parser.add_argument("--only", nargs="*", choices=list(PRUNERS))
-    arguments = parser.parse_args()
-    width, depth = arguments.width, 6
-    keys = jax.random.split(jax.random.key(0), depth)
-    inputs = jax.random.normal(jax.random.key(1), (arguments.batch, width))
+PyTree = Any
+Problem = tuple[Callable[[], PyTree], Callable[[PyTree], jax.Array]]
 
-    def make_params():
+
+def mlp(batch: int, width: int = 1280, depth: int = 6) -> Problem:
+    """Parameters and loss of a multilayer perceptron."""
+    keys = jax.random.split(jax.random.key(0), depth)
+    inputs = jax.random.normal(jax.random.key(1), (batch, width))
+
+    def make_params() -> PyTree:
         return {f"layer_{i}": jax.random.normal(k, (width, width)) / width**0.5 for i, k in enumerate(keys)}
 
-    def loss_fn(params):
+    def loss(params: PyTree) -> jax.Array:
         x = inputs
         for i in range(depth):
             x = jax.nn.relu(x @ params[f"layer_{i}"])
         return jnp.mean(x**2)
+
+    return make_params, loss
+
+
+def decoder(batch: int) -> Problem:
+    """Parameters and loss of a decoder language model."""
+    config = training.Config(width=384, depth=6, heads=6, hidden=896)
+    model = training.make_model(config)
+    apply = training.make_apply(model)
+    windows = jax.random.randint(jax.random.key(1), (batch, config.context + 1), 0, config.vocabulary)
+
+    def make_params() -> PyTree:
+        return model.init(jax.random.key(0), windows[:, :-1])["params"]
+
+    return make_params, lambda params: training.token_losses(apply, params, windows).mean()
+
+
+MODELS: dict[str, tuple[Callable[[int], Problem], int]] = {"mlp": (mlp, 128), "decoder": (decoder, 4)}
+
+
+def main() -> None:
+    """Prints ratios for the whole step and for the optimiser alone, all measured in this process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mlp", choices=list(MODELS))
+    parser.add_argument("--batch", type=int, help="rows (default 128) or windows of 128 tokens (default 4)")
+    parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--only", nargs="*", choices=list(PRUNERS))
+    arguments = parser.parse_args()
+    make_problem, usual_batch = MODELS[arguments.model]
+    batch = arguments.batch or usual_batch
+    make_params, loss_fn = make_problem(batch)
 
     grads = jax.grad(loss_fn)(make_params())
     inner = optax.adam(1e-4)
@@ -76,9 +114,9 @@ def main() -> None:
 
         return run
 
-    count = depth * width**2
+    count = sum(leaf.size for leaf in jax.tree.leaves(grads))
     print(
-        f"{count:,} float32 weights, adam, batch {arguments.batch}, {jax.devices()[0].platform}; "
+        f"{arguments.model}, {count:,} float32 weights, adam, batch {batch}, {jax.devices()[0].platform}; "
         "steps that update no mask; measured"
     )
     print(f"{'':24s}{'whole step ms':>14s}{'ratio':>8s}{'update ms':>12s}{'ratio':>8s}{'state bytes a weight':>22s}")
