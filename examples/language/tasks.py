@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,12 @@ class Task:
     batches: Callable[[int], list[Any]]
     weights: Callable[..., jax.Array] | None
     measure: Callable[[PyTree], dict[str, float]]
-    better: str
+    better: Literal["higher", "lower"]
+
+    @property
+    def slug(self) -> str:
+        """Its name, for files."""
+        return self.name.replace(" ", "_")
 
 
 def language_model(config: training.Config, folder: Path, data_dir: Path | None, samples: int, windows: int) -> Task:

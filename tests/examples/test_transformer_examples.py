@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import jaxprune as jp
 from examples import one_shot_transformer, shrink_transformer
 from examples.language.training import Config
 
@@ -31,20 +32,33 @@ def test_examples_run_and_write_what_they_found(corpus: Path, tmp_path: Path, mo
     monkeypatch.setattr(one_shot_transformer, "Config", Tiny)
     monkeypatch.setattr(shrink_transformer, "Config", Tiny)
     shared = ["--steps", "2", "--samples", "32", "--held-out", "4", "--data-dir", str(corpus)]
-    shared += ["--output-dir", str(tmp_path)]
+    options = [*shared, "--output-dir", str(tmp_path), "--methods", "random", "magnitude", "wanda+refit"]
+    options += ["--sparsity", "0.75", "--seed", "0", "1", "--resume"]
 
-    found = one_shot_transformer.main(
-        [*shared, "--task", "language", "--methods", "magnitude", "wanda+refit", "--sparsity", "--seed", "0", "1"]
-    )
-    rows = found["language model"]
+    report = one_shot_transformer.main(options)["language model"]
+    rows = {(row["method"], row["sparsity"]): row for row in report.rows()}
     # Magnitude does not look at the data, so it has one run.
-    assert [row["method"] for row in rows] == ["dense", "magnitude", "wanda+refit", "wanda+refit"]
-    assert all(abs(row["zeros"] - 0.5) < 0.01 for row in rows[1:])
-    assert json.loads((tmp_path / "results.json").read_text())["results"] == found
-    assert (tmp_path / "language_model.png").stat().st_size > 10_000
+    seeds = {"dense": [0], "random": [0, 1], "magnitude": [0], "wanda+refit": [0, 1]}
+    assert {key: row["seeds"] for key, row in rows.items()} == {
+        ("dense", 0.0): seeds.pop("dense"),
+        **{(name, 0.75): own for name, own in seeds.items()},
+        **{(f"{name} 2:4", 0.5): own for name, own in seeds.items()},
+    }
+    for (_, asked), row in rows.items():
+        assert not asked or row["values"]["sparsity_prunable"] == pytest.approx(asked, abs=0.01)
+    assert rows["wanda+refit 2:4", 0.5]["values"]["layer_error"] < rows["magnitude 2:4", 0.5]["values"]["layer_error"]
+    saved = json.loads((tmp_path / "language_model" / "report.json").read_text())
+    assert jp.Report.from_dict(saved).trials == report.trials
+    assert (tmp_path / "language_model" / "quality.png").stat().st_size > 10_000
 
-    options = ["--macs", "0.8", "--methods", "flap + repair", "blocks", "--seed", "0", "--repetitions", "2"]
-    dense, *smaller = shrink_transformer.main([*shared, *options])
-    assert [row["method"] for row in smaller] == ["flap + repair", "blocks"]
-    assert all(row["macs"] <= 0.801 * dense["macs"] for row in smaller)
-    assert all(row["parameters"] < dense["parameters"] for row in smaller)
+    with monkeypatch.context() as patch:  # what has finished is not pruned again
+        patch.setattr(one_shot_transformer, "prune", None)
+        assert one_shot_transformer.main(options)["language model"].trials == report.trials
+
+    options = [*shared, "--model-dir", str(tmp_path), "--output-dir", str(tmp_path / "small"), "--macs", "0.8"]
+    options += ["--methods", "random", "flap + repair", "blocks", "--seed", "0", "--repetitions", "2"]
+    dense, *smaller = shrink_transformer.main(options).trials
+    assert [trial.method for trial in smaller] == ["random", "flap + repair", "blocks"]
+    assert all(trial.values["macs"] <= 0.801 * dense.values["macs"] for trial in smaller)
+    assert all(trial.values["weights"] < dense.values["weights"] for trial in smaller)
+    assert (tmp_path / "small" / "report.html").exists()
