@@ -45,7 +45,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def command(digits: Path, output: Path, *more: str) -> list[str]:
     base = ["--dataset", "mnist", "--data-dir", str(digits), "--output-dir", str(output)]
-    return [*base, "--steps", str(STEPS), "--batch-size", "8", "--sparsity", "0.8", *more]
+    return [*base, "--steps", str(STEPS), "--batch-size", "8", "--sparsity", "0.8", "--seed", "0", *more]
 
 
 def stop_at_call(number: int) -> Callable[[], bool]:
