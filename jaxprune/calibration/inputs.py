@@ -12,6 +12,7 @@ from jax import lax
 from jaxprune.calibration.statistics import Statistic
 from jaxprune.tracing.graph import Graph, Literal, Node, Operand, Program
 from jaxprune.tracing.matrices import Matrix
+from jaxprune.tracing.origins import Span
 from jaxprune.tracing.rules.contractions import free_axes
 from jaxprune.tracing.sites import CONVOLUTION, RAGGED_DOT, Site
 from jaxprune.tracing.views import CASTS, Stacked
@@ -88,11 +89,18 @@ class _Identity:
             keys = ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "feature_group_count")
             numbers = node.params["dimension_numbers"]
             window = tuple(site_shape(node, 1)[k] for k in numbers.rhs_spec[2:])
-            return others, CONVOLUTION, window, numbers.lhs_spec, str([node.params[key] for key in keys])
+            return (
+                others,
+                CONVOLUTION,
+                window,
+                numbers.lhs_spec,
+                str([node.params[key] for key in keys]),
+                data_span(site),
+            )
         if site.kind == RAGGED_DOT:
             return others, RAGGED_DOT
         contract, batch = _data_axes(site)
-        return others, contract, batch
+        return others, contract, batch, data_span(site)
 
 
 def site_shape(node: Node, operand: int) -> tuple[int, ...]:
@@ -106,6 +114,26 @@ def _data_axes(site: Site) -> tuple[tuple[int, ...], tuple[int, ...]]:
     order = sorted(range(len(sums[site.operand])), key=lambda k: sums[site.operand][k])
     other = sums[1 - site.operand]
     return tuple(other[k] for k in order), tuple(batches[1 - site.operand])
+
+
+def data_span(site: Site) -> Span | None:
+    """The stretch of the data that meets a parameter of a concatenation; None where all of the data does."""
+    if site.span is None:
+        return None
+    numbers = site.node.params["dimension_numbers"]
+    pairs = (
+        [(numbers.rhs_spec[1], numbers.lhs_spec[1])]
+        if site.kind == CONVOLUTION
+        else [pair for sides in numbers for pair in zip(sides[site.operand], sides[1 - site.operand], strict=True)]
+    )
+    axis = dict(pairs).get(site.span.axis)
+    return None if axis is None else site.span._replace(axis=axis)
+
+
+def _met(x: Any, site: Site) -> jax.Array:
+    """What a parameter is multiplied with, out of the data operand."""
+    x, span = jnp.asarray(x), data_span(site)
+    return x if span is None else lax.slice_in_dim(x, span.start, span.stop, axis=span.axis)
 
 
 def measure(
@@ -130,7 +158,7 @@ def measure(
         return _measure_convolution(source, operands[0], stat, row_weights)
     if site.kind == RAGGED_DOT:
         return _measure_groups(source, operands, stat, row_weights)
-    x = jnp.asarray(operands[1 - site.operand])
+    x = _met(operands[1 - site.operand], site)
     contract, batch = _data_axes(site)
     x = jnp.transpose(x, (*batch, *free_axes(x.ndim, contract, batch), *contract))
     rows = math.prod(row_shape(site))
@@ -157,9 +185,10 @@ def _measure_convolution(
     params = source.node.params
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
     kernel = site_shape(source.node, 1)
-    window, features = [kernel[k] for k in numbers.rhs_spec[2:]], kernel[numbers.rhs_spec[1]]
+    window = [kernel[k] for k in numbers.rhs_spec[2:]]
     spatial = "DHWXYZ"[: len(window)]
-    x = jnp.transpose(x, numbers.lhs_spec)
+    x = jnp.transpose(_met(x, source.site), numbers.lhs_spec)
+    features = x.shape[1] // groups
 
     def rows(part: jax.Array) -> jax.Array:
         patches = lax.conv_general_dilated_patches(

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from jaxprune import trees
-from jaxprune.tracing.graph import Literal, Node
+from jaxprune.tracing.graph import Operand
 from jaxprune.tracing.layers import Layers
 
 
@@ -53,20 +53,21 @@ def _reason(layers: Layers, leaf: int) -> str:
         return "it is no floating array"
     if leaf in layers.embeddings:
         return "rows are looked up in it (an embedding); no data is multiplied with it"
-    own = [site for site in layers.sites if site.leaf == leaf]
+    own = [site for site in layers.products if site.leaf == leaf]
     if own:
         return f"the operation is no product with a matrix: {own[0].node.place}"
     origins = layers.origins
     for node in layers.program.graph.everything():
-        if not _reads(layers, node, leaf):
+        if not any(_shows(layers, operand, leaf) for operand in node.inputs):
             continue
         if any(map(origins.is_data, node.outputs)):
             return f"it meets the data in an operation that is no product with a matrix: {node.place}"
-        if not any((origin := origins.of(value)) is not None and origin.leaf == leaf for value in node.outputs):
+        if not any(_shows(layers, value, leaf) for value in node.outputs):
             return f"it cannot be followed through {node.place}"
     return "the function does not use it"
 
 
-def _reads(layers: Layers, node: Node, leaf: int) -> bool:
-    origins = (layers.origins.of(operand) for operand in node.inputs if not isinstance(operand, Literal))
-    return any(origin is not None and origin.leaf == leaf for origin in origins)
+def _shows(layers: Layers, operand: Operand, leaf: int) -> bool:
+    """Whether a parameter can be read off a value."""
+    origin = layers.origins.of(operand)
+    return origin is not None and any(part.leaf == leaf for part in origin.parts)

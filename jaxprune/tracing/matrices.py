@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.tracing.graph import Program
+from jaxprune.tracing.origins import Span
 from jaxprune.tracing.rules.contractions import free_axes
 from jaxprune.tracing.sites import CONVOLUTION, DOT, GATHER, RAGGED_DOT, Site
 from jaxprune.tracing.views import CASTS, Pointwise, Stacked, View, apply_view, place
@@ -112,6 +113,8 @@ class Matrix:
 def arrangement_of(site: Site, program: Program) -> Arrangement | None:
     """How the parameter of a site becomes a matrix; None where the operation is no product with a matrix."""
     node, shape = site.node, program.shape(site.node.inputs[site.operand])
+    if site.span is not None and not _is_separable(site, site.span):
+        return None
     if site.kind == DOT:
         (sums, batches) = node.params["dimension_numbers"]
         contract, batch = sorted(sums[site.operand]), tuple(batches[site.operand])
@@ -127,6 +130,14 @@ def arrangement_of(site: Site, program: Program) -> Arrangement | None:
         output = free_axes(len(shape), contract, groups)
         return Arrangement(site.view, (*groups, *output, *sorted(contract)), 1, len(output))
     return None
+
+
+def _is_separable(site: Site, span: Span) -> bool:
+    """Whether an operation on a concatenation is one product with each part, or the sum of these."""
+    if site.kind == CONVOLUTION:
+        output, inputs, *_ = site.node.params["dimension_numbers"].rhs_spec
+        return site.node.params["feature_group_count"] == 1 and span.axis in (output, inputs)
+    return site.kind == DOT
 
 
 def _is_grouped(site: Site) -> bool:
