@@ -84,23 +84,16 @@ class _Identity:
 
     def of_input(self, site: Site) -> Hashable:
         node = site.node
-        others = tuple(self.of(operand) for k, operand in enumerate(node.inputs) if k != site.operand)
+        others = data_span(site), *(self.of(operand) for k, operand in enumerate(node.inputs) if k != site.operand)
         if site.kind == CONVOLUTION:
             keys = ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "feature_group_count")
             numbers = node.params["dimension_numbers"]
             window = tuple(site_shape(node, 1)[k] for k in numbers.rhs_spec[2:])
-            return (
-                others,
-                CONVOLUTION,
-                window,
-                numbers.lhs_spec,
-                str([node.params[key] for key in keys]),
-                data_span(site),
-            )
+            return others, CONVOLUTION, window, numbers.lhs_spec, str([node.params[key] for key in keys])
         if site.kind == RAGGED_DOT:
             return others, RAGGED_DOT
         contract, batch = _data_axes(site)
-        return others, contract, batch, data_span(site)
+        return others, contract, batch
 
 
 def site_shape(node: Node, operand: int) -> tuple[int, ...]:

@@ -15,6 +15,8 @@ class Coverage:
     Attributes:
       covered: the names of the matrices of each covered parameter, by path.
       missing: why there are none, by path.
+      other_uses: the operations whose inputs are not in the statistics of a matrix that they read, by its name: they
+        see it transposed, or under a mask.
 
     Example:
       >>> import jax.numpy as jnp
@@ -28,11 +30,17 @@ class Coverage:
 
     covered: Mapping[str, tuple[str, ...]]
     missing: Mapping[str, str]
+    other_uses: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         total = len(self.covered) + len(self.missing)
         lines = [f"{len(self.covered)} of {total} parameters are covered"]
-        return "\n".join([*lines, *(f"  {path}: {reason}" for path, reason in self.missing.items())])
+        lines.extend(f"  {path}: {reason}" for path, reason in self.missing.items())
+        lines.extend(
+            f"  {name}: without the inputs of {', '.join(places)}, which sees it in another way (transposed, masked)"
+            for name, places in self.other_uses.items()
+        )
+        return "\n".join(lines)
 
 
 def find_coverage(layers: Layers, flags: Sequence[bool], strict: bool = False) -> Coverage:
@@ -45,7 +53,12 @@ def find_coverage(layers: Layers, flags: Sequence[bool], strict: bool = False) -
     if strict and missing:
         listed = "\n".join(f"  {path}: {reason}" for path, reason in missing.items())
         raise ValueError(f"no statistics can be had of these parameters; leave them out with `where`:\n{listed}")
-    return Coverage({path: covered[path] for path in chosen if path in covered}, missing)
+    others = {
+        matrix.name: tuple(site.node.place for site in matrix.other_uses)
+        for matrix in layers.matrices
+        if matrix.other_uses and matrix.path in chosen
+    }
+    return Coverage({path: covered[path] for path in chosen if path in covered}, missing, others)
 
 
 def _reason(layers: Layers, leaf: int) -> str:

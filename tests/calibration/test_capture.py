@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxprune as jp
+from tests.frameworks.plans import line_of
 from tests.zoo.models import ZOO
 
 
@@ -91,6 +92,37 @@ def test_uses_of_one_weight_add_up_and_parts_of_one_are_apart() -> None:
     np.testing.assert_allclose(stats["w"], gram(x) + gram(first), rtol=1e-5)
     np.testing.assert_allclose(stats["fused"], gram(jnp.tanh(first @ params["w"])), rtol=1e-4)
     np.testing.assert_allclose(stats["fused#1"], gram(x), rtol=1e-5)
+
+
+def test_uses_in_several_types_are_uses_of_one_matrix() -> None:
+    params, x = {"w": normal(0, 4, 4).astype(jnp.bfloat16)}, normal(1, 5, 4)
+
+    def net(p, x):
+        return x @ p["w"].astype(jnp.float32), (3 * x).astype(jnp.bfloat16) @ p["w"]
+
+    _, stats = jp.capture(net, jp.stats.gram)(params, x)
+    assert float(stats.count("w")) == 10
+    np.testing.assert_allclose(stats["w"], gram(x) + gram((3 * x).astype(jnp.bfloat16)), rtol=1e-4)
+    for prune in (jp.prune_one_shot, jp.prune_sequential):
+        found = prune(net, params, [x], jp.posttraining.wanda(), sparsity=0.5)
+        assert found.params["w"].dtype == jnp.bfloat16 and found.layers[0].rows == 10
+
+
+def test_uses_that_are_not_counted_are_named() -> None:
+    params = {"w": normal(0, 4, 3), "other": normal(1, 4, 2)}
+
+    def net(p, x):
+        return jnp.tanh(x @ p["w"]) @ p["w"].T @ p["other"]
+
+    model = jp.trace(net, params, normal(2, 5, 4))
+    assert [len(matrix.other_uses) for matrix in model.layers.matrices] == [1, 0]
+    line = line_of(__file__, 'return jnp.tanh(x @ p["w"]) @ p["w"].T @ p["other"]')
+    assert str(model.coverage()).splitlines() == [
+        "2 of 2 parameters are covered",
+        f"  w: without the inputs of dot_general at {line} (test_uses_that_are_not_counted_are_named.<locals>.net), "
+        "which sees it in another way (transposed, masked)",
+    ]
+    assert not model.coverage("other").other_uses
 
 
 def test_experts_see_their_own_rows() -> None:
