@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune import trees
-from jaxprune.calibration.inputs import Input, covered_axes, find_inputs, measure, row_shape
+from jaxprune.calibration.inputs import covered_axes, measure
 from jaxprune.calibration.statistics import Statistic
 from jaxprune.tracing.evaluate import Evaluator
 from jaxprune.tracing.graph import Graph, Node, Program
+from jaxprune.tracing.inputs import Input, find_inputs, row_shape
 from jaxprune.tracing.layers import read_layers
 from jaxprune.trees import PyTree, Where
 

@@ -17,9 +17,9 @@ from jax import lax
 from jax.extend import core
 
 from jaxprune.calibration.capture import Tap
-from jaxprune.calibration.inputs import Input, data_span
 from jaxprune.calibration.statistics import Statistic
 from jaxprune.tracing.graph import Graph, Literal, Node, Operand, Program
+from jaxprune.tracing.inputs import Input, data_span
 from jaxprune.tracing.layers import Layers
 
 Data = dict[int, Any]

@@ -250,6 +250,37 @@ def test_coverage_gives_reasons() -> None:
         model.coverage(strict=True)
 
 
+def everything(p, x):
+    """Statistics of every kind: shared, stacked, of several uses, of experts, of groups, of a part."""
+    y = jnp.tanh(x @ p["q"]) + jnp.tanh(x @ p["k"])
+    y = jax.lax.scan(lambda y, w: (jnp.tanh(y @ w) @ p["k"], None), y, p["stack"])[0]
+    y = jax.lax.ragged_dot(y, p["experts"], jnp.array([2, 3]))
+    image = y.astype(jnp.bfloat16).reshape(1, 5, 1, 4)
+    return jax.lax.conv_general_dilated(
+        image, p["kernel"], (1, 1), "SAME", feature_group_count=2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+EVERYTHING = {
+    "q": normal(0, 4, 4),
+    "k": normal(1, 4, 4),
+    "stack": normal(2, 3, 4, 4),
+    "experts": normal(3, 2, 4, 4),
+    "kernel": normal(4, 3, 1, 2, 6).astype(jnp.bfloat16),
+}
+
+
+@pytest.mark.parametrize("stat", [jp.stats.gram, jp.stats.moments, lambda x, weights: x[..., :2, :]])
+def test_coverage_says_what_a_calibration_will_hold(stat) -> None:
+    x = normal(5, 5, 4)
+    coverage = jp.trace(everything, EVERYTHING, x).coverage(stat=stat)
+    _, stats = jax.eval_shape(jp.capture(everything, stat), EVERYTHING, x)
+    assert len(coverage.covered) == 5
+    assert coverage.statistics == stats.values
+    assert f"{coverage.nbytes:,} bytes" in str(coverage)
+    assert coverage.nbytes == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stats.values))
+
+
 def test_nothing_to_calibrate_is_an_error() -> None:
     with pytest.raises(ValueError, match="where='b' has no parameter that data is multiplied with"):
         jp.capture(lambda p, x: x @ p["w"] + p["b"], jp.stats.gram, where="b")(
