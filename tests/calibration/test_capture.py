@@ -150,6 +150,34 @@ def test_loops_and_branches() -> None:
     assert float(stats.count("other")) == 0
 
 
+def test_the_test_of_a_loop() -> None:
+    params = {"halt": normal(0, 4, 1), "w": normal(1, 4, 4), "both": normal(2, 4, 4)}
+
+    def more(p, x):
+        return jnp.sum(x @ p["both"] @ p["halt"]) > -1e9
+
+    def net(p, x):
+        def step(s):
+            return s[0] + 1, jnp.tanh(s[1] @ p["w"] @ p["both"])
+
+        return jax.lax.while_loop(lambda s: (s[0] < 3) & more(p, s[1]), step, (0, x))[1]
+
+    x = normal(3, 5, 4)
+    states = [x]
+    for _ in range(3):
+        states.append(jnp.tanh(states[-1] @ params["w"] @ params["both"]))
+    out, stats = jax.jit(jp.capture(net, jp.stats.gram))(params, x)
+    np.testing.assert_allclose(out, states[-1], rtol=1e-4)
+    # The test runs once more than the body.
+    np.testing.assert_allclose(stats["halt"], sum(gram(s @ params["both"]) for s in states), rtol=1e-4)
+    np.testing.assert_allclose(stats["w"], sum(map(gram, states[:3])), rtol=1e-4)
+    both = sum(map(gram, states)) + sum(gram(s @ params["w"]) for s in states[:3])
+    np.testing.assert_allclose(stats["both"], both, rtol=1e-4)
+    assert [float(stats.count(name)) for name in ("halt", "w", "both")] == [20, 15, 35]
+    found = jp.prune_sequential(net, params, [x], jp.posttraining.wanda(), sparsity=0.5)
+    assert {layer.name: layer.rows for layer in found.layers} == {"halt": 20, "w": 15, "both": 35}
+
+
 def test_convolutions_in_parts_are_convolutions_at_once(monkeypatch) -> None:
     params, x = {"w": normal(0, 3, 3, 2, 4)}, normal(1, 6, 8, 8, 2)
 
