@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxprune import _sharding
 from jaxprune.calibration.statistics import Statistic
 from jaxprune.tracing.inputs import Input, data_axes, data_span, find_inputs, ragged_axes, row_shape, site_shape
 from jaxprune.tracing.rules.contractions import free_axes
@@ -91,9 +92,12 @@ def _measure_convolution(
             precision=lax.Precision.HIGHEST,
         )
         # Patches come as (features, *window); matrices have them as (*window, features), as kernels do.
-        patches = patches.reshape(part.shape[0], groups, features, math.prod(window), -1)
+        batch, taps, positions = part.shape[0], math.prod(window), math.prod(patches.shape[2:])
+        split = (batch, groups, features, taps, positions)
+        patches = lax.reshape(patches, split, out_sharding=_sharding.leading(patches, 1, 5))
         patches = patches.transpose(1, 0, 4, 3, 2)
-        return patches.reshape(groups, -1, math.prod(window) * features)
+        merged = (groups, batch * positions, taps * features)
+        return lax.reshape(patches, merged, out_sharding=_sharding.leading(patches, 2, 3))
 
     parts = -(-math.prod(row_shape(source.site)) * math.prod(window) * features * groups // _MAX_PATCHES)
     parts = next(n for n in range(min(max(parts, 1), x.shape[0]), x.shape[0] + 1) if x.shape[0] % n == 0)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxprune as jp
 from tests.frameworks.plans import line_of
@@ -329,3 +329,27 @@ def test_data_parallel_sums_over_devices_once() -> None:
         assert sharded[name].is_fully_replicated
     compiled = step.lower(whole, placed).compile().as_text()
     assert len(re.findall(r"all-reduce(?:-start)?\(", compiled)) <= 2  # one for each, or one for both
+
+
+def test_an_explicit_mesh_changes_nothing() -> None:
+    params = {"kernel": normal(0, 3, 3, 2, 4), "w": normal(1, 4, 4), "head": normal(2, 4, 3)}
+    x, weights = normal(3, 8, 6, 6, 2), jnp.arange(8) < 7
+
+    def net(p, x, weights):
+        y = jax.lax.conv_general_dilated(x, p["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jnp.tanh(jnp.tanh(y) @ p["w"]) @ p["head"]
+
+    def results(params, x, weights):
+        options = {"where": list(params), "weights": lambda x, weights: weights}
+        stats = jp.calibrate(net, params, [(x, weights)], jp.stats.gram, **options)
+        pruned = jp.prune_sequential(
+            net, params, [(x, weights)], jp.posttraining.sparsegpt(), sparsity=0.5, target="dense", **options
+        )
+        return stats.values, pruned.params
+
+    expected = results(params, x, weights)
+    with jax.set_mesh(jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)):
+        placed = [jax.device_put(array, PartitionSpec("data")) for array in (x, weights)]
+        stats, pruned = results(jax.device_put(params, PartitionSpec()), *placed)
+        assert all(value.is_fully_replicated for value in stats.values())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), (stats, pruned), expected)
