@@ -99,6 +99,6 @@ def read_layers(apply_fn: Callable[..., Any], params: PyTree, *args: Any) -> Lay
 
 
 def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of an array, a scalar, or something abstract."""
+    """Shape and dtype of an array, a scalar, or something abstract; a Python scalar stays weak in its type."""
     aval = jax.typeof(leaf) if not isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)

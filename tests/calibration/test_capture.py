@@ -108,6 +108,17 @@ def test_uses_in_several_types_are_uses_of_one_matrix() -> None:
         assert found.params["w"].dtype == jnp.bfloat16 and found.layers[0].rows == 10
 
 
+def test_python_scalars_stay_weak_in_their_type() -> None:
+    params, x = {"w": normal(0, 4, 4).astype(jnp.bfloat16)}, normal(1, 5, 4).astype(jnp.bfloat16)
+
+    def net(p, x, scale):  # with a float32 scale the scan refuses its carry
+        return jax.lax.scan(lambda x, _: (x @ p["w"] * scale, None), x, None, 2)[0]
+
+    out, stats = jp.capture(net, jp.stats.column_norms)(params, x, 0.5)
+    assert out.dtype == jp.trace(net, params, x, 0.5).outputs.dtype == jnp.bfloat16
+    assert float(stats.count("w")) == 10
+
+
 def test_uses_that_are_not_counted_are_named() -> None:
     params = {"w": normal(0, 4, 3), "other": normal(1, 4, 2)}
 
