@@ -88,7 +88,9 @@ def capture(
         your own from `(x, weights)` to a pytree of sums.
       where: the parameters whose inputs are looked at; all that are multiplied with data by default.
       weights: takes the arguments and gives what each row counts for, over the leading axes of the data (examples, or
-        examples and positions): zero for padding. A loop over one of these axes gives each step its own.
+        examples and positions): zero for padding. A loop over one of these axes gives each step its own. Axes are
+        told apart by their sizes: where the function swaps two of the same size (as many examples as positions, and a
+        product in time-major order), weights go to the wrong rows without an error. Take another batch size there.
 
     Returns:
       A pure function `(params, *args) -> (out, Statistics)`; jittable.
