@@ -109,14 +109,18 @@ def _measure_convolution(
 
     if parts == 1 or stat is rows_of:
         return one(x, weights)
-    split = x.reshape(parts, -1, *x.shape[1:])
-    each = None if weights is None else weights.reshape(parts, -1)
-    start = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, split[0], None if each is None else each[0]))
+
+    def split(array: jax.Array) -> jax.Array:
+        # Every part takes examples of each shard, so that none moves.
+        return jnp.moveaxis(_sharding.split_axis(array, 0, parts), 1, 0)
 
     def add_part(total: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, one(*part)), None
+        part, weights = part
+        return jax.tree.map(jnp.add, total, one(part, None if weights is None else weights.reshape(-1))), None
 
-    return lax.scan(add_part, start, (split, each))[0]
+    each = split(x), None if weights is None else split(weights.reshape(x.shape[0], -1))
+    start = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, x, weights))
+    return lax.scan(add_part, start, each)[0]
 
 
 def _measure_groups(
