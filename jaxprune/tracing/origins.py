@@ -14,7 +14,7 @@ from jaxprune.tracing.rules.contractions import free_axes
 from jaxprune.tracing.rules.elementwise import ELEMENTWISE
 from jaxprune.tracing.rules.reductions import REDUCTIONS, reduced_axes
 from jaxprune.tracing.rules.shapes import reshape_blocks
-from jaxprune.tracing.views import Pointwise, Stacked, Step, Transpose, View, step_of
+from jaxprune.tracing.views import Pointwise, Reshape, Stacked, Step, Transpose, View, step_of
 
 LeafAxes: TypeAlias = frozenset[tuple[int, int]]
 NONE: LeafAxes = frozenset()
@@ -190,7 +190,7 @@ class Origins:
         shape = self.program.shape(output)
         axes = self._axes(node, shape)
         axes = axes if axes is not None else tuple(NONE for _ in shape)
-        if node.name == "concatenate":
+        if node.name in ("concatenate", "stack"):
             return Origin(axes, tuple(self._side_by_side(node)))
         first = self.of(node.inputs[0])
         if first is not None and first.parts:
@@ -205,10 +205,14 @@ class Origins:
         return Origin(axes)
 
     def _side_by_side(self, node: Node) -> Iterator[Part]:
-        """The parameters of a concatenation."""
-        axis, start = node.params["dimension"], 0
+        """The parameters of a concatenation; to stack is to concatenate along an axis of size 1."""
+        axis, start = node.params["axis" if node.name == "stack" else "dimension"], 0
         for operand in node.inputs:
-            origin, size = self.of(operand), self.program.shape(operand)[axis]
+            origin, shape = self.of(operand), tuple(self.program.shape(operand))
+            if node.name == "stack":
+                shape = (*shape[:axis], 1, *shape[axis:])
+                origin = origin.after(Reshape(shape), origin.axes) if origin is not None else None
+            size = shape[axis]
             for part in origin.parts if origin is not None else ():
                 inner = part.span or Span(axis, 0, size)
                 if inner.axis == axis:
@@ -223,6 +227,10 @@ class Origins:
         if name in ELEMENTWISE or name in ("concatenate", "optimization_barrier", "device_put", "rev"):
             same = [origin.axes for size, origin in known if origin is not None and len(size) == len(shape)]
             return tuple(frozenset().union(*(axes[k] for axes in same)) for k in range(len(shape)))
+        if name == "stack":
+            along, same = params["axis"], [origin.axes for _, origin in known if origin is not None]
+            union = [frozenset().union(*axis) for axis in zip(*same, strict=True)]
+            return (*union[:along], NONE, *union[along:])
         if name in ("slice", "split", "pad", "cumsum"):
             return tuple(own)
         if name == "transpose":

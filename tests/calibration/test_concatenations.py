@@ -112,6 +112,27 @@ def test_batches_of_parts() -> None:
     np.testing.assert_allclose(stats["b"], whole[1:], rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("axis", "equation"), [(0, "rk,tko->rto"), (2, "rk,kot->rto"), (1, "rtk,kto->rto")], ids=["first", "last", "batch"]
+)
+def test_stacked_parts(axis, equation) -> None:
+    params = {"q": normal(0, 3, 4), "k": normal(1, 3, 4)}
+    x = normal(2, 5, 2, 3) if "rtk" in equation else normal(2, 5, 3)
+
+    def together(p, x):
+        return jnp.einsum(equation, x, jnp.stack([p["q"], p["k"]], axis))
+
+    def apart(p, x):
+        left, right = (x[:, 0], x[:, 1]) if x.ndim == 3 else (x, x)
+        return jnp.stack([left @ p["q"], right @ p["k"]], 1)
+
+    model = jp.trace(together, params, x)
+    assert model.roles == jp.trace(apart, params, x).roles
+    found, expected = (jp.prune_one_shot(f, params, [x], sparsegpt(), sparsity=0.5) for f in (together, apart))
+    assert [layer.error for layer in found.layers] == pytest.approx([layer.error for layer in expected.layers])
+    assert_close(found.params, expected.params)
+
+
 def test_repairs_land_in_their_part_and_the_function_has_them() -> None:
     def together(p, x):
         return jnp.tanh(x @ jnp.concatenate([p["a"], p["b"]])) @ jnp.concatenate([p["c"], p["d"]], 1)
