@@ -81,6 +81,7 @@ def prune_sequential(
         prune, a matrix that no data reached, an unknown `order` or `target`.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> import jaxprune as jp
       >>> params = {"a": jnp.eye(4) + 0.1, "b": jnp.ones((4, 2))}
       >>> batches = [jax.random.normal(jax.random.key(0), (32, 4))]
