@@ -65,6 +65,23 @@ def like(array: jax.Array, other: jax.Array) -> jax.Array:
     return array
 
 
+def leading(array: jax.Array, count: int, ndim: int) -> NamedSharding | None:
+    """The sharding of a result whose first `count` axes are those of `array`, and whose others are whole.
+
+    On an Explicit mesh JAX asks for it where a product sums over a sharded axis, and where a reshape both splits and
+    merges; elsewhere this is None.
+
+    Args:
+      array: an operand.
+      count: how many of its axes lead.
+      ndim: how many axes the result has.
+    """
+    sharding = _explicit(array)
+    if sharding is None:
+        return None
+    return _with(sharding, [*_spec(sharding, array.ndim)[:count], *[None] * (ndim - count)])
+
+
 def on_host(array: Any) -> bool:
     """Whether NumPy can read an array without a transfer: it lies on one CPU device, or is none of JAX's."""
     if not isinstance(array, jax.Array):

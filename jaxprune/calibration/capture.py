@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune import trees
-from jaxprune.calibration.inputs import Input, covered_axes, find_inputs, measure, row_shape
+from jaxprune.calibration.inputs import covered_axes, measure
 from jaxprune.calibration.statistics import Statistic
 from jaxprune.tracing.evaluate import Evaluator
 from jaxprune.tracing.graph import Graph, Node, Program
+from jaxprune.tracing.inputs import Input, find_inputs, row_shape
 from jaxprune.tracing.layers import read_layers
 from jaxprune.trees import PyTree, Where
 
@@ -87,7 +88,9 @@ def capture(
         your own from `(x, weights)` to a pytree of sums.
       where: the parameters whose inputs are looked at; all that are multiplied with data by default.
       weights: takes the arguments and gives what each row counts for, over the leading axes of the data (examples, or
-        examples and positions): zero for padding. A loop over one of these axes gives each step its own.
+        examples and positions): zero for padding. A loop over one of these axes gives each step its own. Axes are
+        told apart by their sizes: where the function swaps two of the same size (as many examples as positions, and a
+        product in time-major order), weights go to the wrong rows without an error. Take another batch size there.
 
     Returns:
       A pure function `(params, *args) -> (out, Statistics)`; jittable.
@@ -196,26 +199,31 @@ class Tap(Evaluator):
         return [*state, *outputs]
 
     def while_loop(self, node: Node, operands: list[Any]) -> list[Any]:
-        """`lax.while_loop`: sums over the steps. What the test reads is not looked at."""
+        """`lax.while_loop`: sums over the steps, and over the runs of the test."""
         test, body = node.subgraphs
         first, second = node.params["cond_nconsts"], node.params["body_nconsts"]
         fixed_test, fixed_body = operands[:first], operands[first : first + second]
 
-        def once(state: Any) -> tuple[list[Any], dict[str, Any]]:
-            return self.apart(lambda: self.run(body, [*fixed_body, *state]))
+        def check(state: Any) -> Any:
+            return self.run(test, [*fixed_test, *state])[0]
+
+        def once(state: Any) -> tuple[Any, dict[str, Any]]:
+            def steps() -> tuple[list[Any], Any]:
+                outputs = self.run(body, [*fixed_body, *state])
+                return outputs, check(outputs)
+
+            return self.apart(steps)
 
         def step(carry: Any) -> Any:
-            state, sums = carry
-            outputs, found = once(state)
-            return outputs, {name: add(total, found[name]) for name, total in sums.items()}
+            (state, _), sums = carry
+            after, found = once(state)
+            return after, {name: add(total, found[name]) for name, total in sums.items()}
 
+        # The test of the loop is the last thing that a step does: only there can its inputs be added to the carry.
         start = [jnp.asarray(value) for value in operands[first + second :]]
+        more = check(start)
         zeros = _zeros(jax.eval_shape(once, start)[1])
-
-        def again(carry: Any) -> Any:
-            return self.apart(lambda: self.run(test, [*fixed_test, *carry[0]]))[0][0]
-
-        state, sums = lax.while_loop(again, step, (start, zeros))
+        (state, _), sums = lax.while_loop(lambda carry: carry[0][1], step, ((start, more), zeros))
         self.note(sums)
         return state
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxprune import _sharding
+
 __all__ = ["Mean", "Moments", "absolute_mean", "column_norms", "gram", "moments"]
 
 Statistic: TypeAlias = Callable[[jax.Array, jax.Array | None], Any]
@@ -34,9 +36,26 @@ def gram(x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
       [[10.0, 2.0], [2.0, 4.0]]
     """
     left = x if weights is None else _weighted(x, weights)
-    right = x.astype(left.dtype)
+    return cross_gram(left, x.astype(left.dtype))
+
+
+def cross_gram(left: jax.Array, right: jax.Array) -> jax.Array:
+    r"""The product $X^\top Y$ of two matrices with the same rows, as `gram` multiplies.
+
+    Args:
+      left: (..., rows, k).
+      right: (..., rows, l), of the same type.
+
+    Returns:
+      float32[..., k, l], whole on each device whatever mesh the rows are split over.
+    """
     return jnp.einsum(
-        "...rk,...rl->...kl", left, right, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+        "...rk,...rl->...kl",
+        left,
+        right,
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+        out_sharding=_sharding.leading(left, left.ndim - 2, left.ndim),
     )
 
 

@@ -5,13 +5,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxprune.calibration.accumulate import counter
 from jaxprune.calibration.capture import Weights, add
 from jaxprune.calibration.inputs import rows_of
+from jaxprune.calibration.statistics import cross_gram
 from jaxprune.posttraining._method import Method
 from jaxprune.posttraining.layer import LayerReport, prune_matrix
 from jaxprune.posttraining.result import Apply, Pruned, Sparsity, chosen_matrices, finish, sparsity_of, start_masks
@@ -82,6 +81,7 @@ def prune_sequential(
         prune, a matrix that no data reached, an unknown `order` or `target`.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> import jaxprune as jp
       >>> params = {"a": jnp.eye(4) + 0.1, "b": jnp.ones((4, 2))}
       >>> batches = [jax.random.normal(jax.random.key(0), (32, 4))]
@@ -208,6 +208,4 @@ class _Pruning(Walk):
         return {(source.name,): cross for source, cross in zip(once, total, strict=True)}
 
 
-@jax.jit
-def _cross_gram(left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.einsum("...rk,...rl->...kl", left, right, precision=lax.Precision.HIGHEST)
+_cross_gram = jax.jit(cross_gram)

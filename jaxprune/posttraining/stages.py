@@ -17,9 +17,9 @@ from jax import lax
 from jax.extend import core
 
 from jaxprune.calibration.capture import Tap
-from jaxprune.calibration.inputs import Input
 from jaxprune.calibration.statistics import Statistic
 from jaxprune.tracing.graph import Graph, Literal, Node, Operand, Program
+from jaxprune.tracing.inputs import Input, data_span
 from jaxprune.tracing.layers import Layers
 
 Data = dict[int, Any]
@@ -268,7 +268,8 @@ def _position(code: Code, source: Input) -> Hashable:
         if isinstance(node, Node):
             inside = [node, *(inner for graph in node.subgraphs for inner in graph.everything())]
             if source.node in inside:
-                return k, inside.index(source.node), source.site.operand, [own for _, own in source.loops].count(True)
+                site, stacked = source.site, [own for _, own in source.loops].count(True)
+                return k, inside.index(source.node), site.operand, data_span(site), stacked
     raise AssertionError(f"{source.name} is not read in the stage")
 
 

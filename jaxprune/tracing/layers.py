@@ -25,7 +25,7 @@ class Layers:
       program: the flat graph of the trace.
       outputs: the abstract outputs.
       origins: where values come from.
-      sites: the operations that consume parameters.
+      products: the operations that consume parameters, also as parts of a concatenation.
       roles: what the program does with the axes of parameters.
     """
 
@@ -34,19 +34,24 @@ class Layers:
     program: Program
     outputs: PyTree
     origins: Origins
-    sites: tuple[Site, ...]
+    products: tuple[Site, ...]
     roles: Roles
+
+    @functools.cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """The operations whose operand is one parameter."""
+        return tuple(site for site in self.products if site.span is None)
 
     @functools.cached_property
     def matrices(self) -> tuple[Matrix, ...]:
         """The floating parameters, or parts of them, that data is multiplied with."""
-        floating = [site for site in self.sites if trees.is_floating(self.leaves[site.leaf])]
+        floating = [site for site in self.products if trees.is_floating(self.leaves[site.leaf])]
         return find_matrices(floating, self.program)
 
     @functools.cached_property
     def embeddings(self) -> frozenset[int]:
         """The positions of the parameters that rows are looked up in."""
-        return frozenset(site.leaf for site in self.sites if site.kind == GATHER)
+        return frozenset(site.leaf for site in self.products if site.kind == GATHER)
 
     def chosen(self, where: Where, params: PyTree) -> tuple[Matrix, ...]:
         """The matrices of the parameters that `where` chooses; None takes them all.
@@ -94,6 +99,6 @@ def read_layers(apply_fn: Callable[..., Any], params: PyTree, *args: Any) -> Lay
 
 
 def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of an array, a scalar, or something abstract."""
+    """Shape and dtype of an array, a scalar, or something abstract; a Python scalar stays weak in its type."""
     aval = jax.typeof(leaf) if not isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)

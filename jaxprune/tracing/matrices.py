@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.tracing.graph import Program
+from jaxprune.tracing.origins import Span
 from jaxprune.tracing.rules.contractions import free_axes
 from jaxprune.tracing.sites import CONVOLUTION, DOT, GATHER, RAGGED_DOT, Site
-from jaxprune.tracing.views import CASTS, Pointwise, Stacked, View, apply_view, place
+from jaxprune.tracing.views import Pointwise, Stacked, View, apply_view, is_cast, place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Arrangement:
     """How a parameter becomes a matrix and back; hashable, and equal for layers that are alike.
 
     Attributes:
-      view: the steps from the parameter to the operand.
+      view: the steps from the parameter to the operand; no casts, so that uses in several types are uses of one matrix.
       permutation: the axes of the operand in the order batch, output, contracted.
       batch: how many of them are batch axes.
       output: how many are output axes.
@@ -46,7 +47,7 @@ class Arrangement:
     @property
     def exact(self) -> bool:
         """Whether the operand holds the values of the parameter; not so where a mask or a scale is multiplied in."""
-        return all(not isinstance(step, Pointwise) or step.primitive in CASTS for step in self.view)
+        return not any(isinstance(step, Pointwise) for step in self.view)
 
     def to_matrix(self, array: Any, index: Sequence[Any] = ()) -> jax.Array:
         """The matrix of an array of the parameter's shape.
@@ -100,6 +101,8 @@ class Matrix:
       leaf: its position among the parameters.
       arrangement: how it becomes a matrix.
       sites: the operations, in the order of the program.
+      other_uses: further operations that read elements of it, but see them in another way (transposed, masked): their
+        inputs are not in its statistics.
     """
 
     name: str
@@ -107,26 +110,38 @@ class Matrix:
     leaf: int
     arrangement: Arrangement
     sites: tuple[Site, ...]
+    other_uses: tuple[Site, ...] = ()
 
 
 def arrangement_of(site: Site, program: Program) -> Arrangement | None:
     """How the parameter of a site becomes a matrix; None where the operation is no product with a matrix."""
     node, shape = site.node, program.shape(site.node.inputs[site.operand])
+    view = tuple(step for step in site.view if not is_cast(step))
+    if site.span is not None and not _is_separable(site, site.span):
+        return None
     if site.kind == DOT:
         (sums, batches) = node.params["dimension_numbers"]
         contract, batch = sorted(sums[site.operand]), tuple(batches[site.operand])
         output = free_axes(len(shape), tuple(contract), batch)
-        return Arrangement(site.view, (*batch, *output, *contract), len(batch), len(output))
+        return Arrangement(view, (*batch, *output, *contract), len(batch), len(output))
     if site.kind == CONVOLUTION and node.params["batch_group_count"] == 1:
         output, inputs, *window = node.params["dimension_numbers"].rhs_spec
         groups = node.params["feature_group_count"]
-        return Arrangement(site.view, (output, *window, inputs), 0, 1, groups)
+        return Arrangement(view, (output, *window, inputs), 0, 1, groups)
     if site.kind == RAGGED_DOT and _is_grouped(site):
         numbers = node.params["ragged_dot_dimension_numbers"]
         ((_, contract), _), groups = numbers.dot_dimension_numbers, numbers.rhs_group_dimensions
         output = free_axes(len(shape), contract, groups)
-        return Arrangement(site.view, (*groups, *output, *sorted(contract)), 1, len(output))
+        return Arrangement(view, (*groups, *output, *sorted(contract)), 1, len(output))
     return None
+
+
+def _is_separable(site: Site, span: Span) -> bool:
+    """Whether an operation on a concatenation is one product with each part, or the sum of these."""
+    if site.kind == CONVOLUTION:
+        output, inputs, *_ = site.node.params["dimension_numbers"].rhs_spec
+        return site.node.params["feature_group_count"] == 1 and span.axis in (output, inputs)
+    return site.kind == DOT
 
 
 def _is_grouped(site: Site) -> bool:
@@ -140,27 +155,32 @@ def _is_grouped(site: Site) -> bool:
 def find_matrices(sites: Iterable[Site], program: Program) -> tuple[Matrix, ...]:
     """The matrices of a program, in the order in which they are first used.
 
-    Operations that see the same elements in the same way share one. A part of a parameter whose elements belong to an
-    earlier matrix, seen in another way (a transposed second use), is none of its own.
+    Operations that see the same elements in the same way share one. An operation that sees elements of an earlier
+    matrix in another way (a transposed second use) makes none of its own: it is one of `other_uses` of that matrix.
     """
     found: dict[tuple[int, Arrangement], list[Site]] = {}
     for site in sites:
         if site.kind != GATHER and (arrangement := arrangement_of(site, program)) is not None:
             found.setdefault((site.leaf, arrangement), []).append(site)
     parts = collections.Counter(leaf for leaf, _ in found)
-    seen: dict[int, np.ndarray] = {}
     numbers: collections.Counter[int] = collections.Counter()
-    matrices = []
+    covered: dict[int, list[tuple[str, np.ndarray]]] = collections.defaultdict(list)
+    matrices: dict[str, Matrix] = {}
     for (leaf, arrangement), users in found.items():
+        path, number = users[0].path, numbers[leaf]
+        matrix = Matrix(f"{path}#{number}" if number else path, path, leaf, arrangement, tuple(users))
         if parts[leaf] > 1:
             own = _elements(arrangement, program.shape(program.graph.inputs[leaf]))
-            if leaf in seen and bool((seen[leaf] & own).any()):
+            earlier = [name for name, theirs in covered[leaf] if bool((theirs & own).any())]
+            for name in earlier:
+                seen = matrices[name]
+                matrices[name] = dataclasses.replace(seen, other_uses=(*seen.other_uses, *users))
+            if earlier:
                 continue
-            seen[leaf] = seen[leaf] | own if leaf in seen else own
-        path, number = users[0].path, numbers[leaf]
+            covered[leaf].append((matrix.name, own))
         numbers[leaf] += 1
-        matrices.append(Matrix(f"{path}#{number}" if number else path, path, leaf, arrangement, tuple(users)))
-    return tuple(matrices)
+        matrices[matrix.name] = matrix
+    return tuple(matrices.values())
 
 
 def _elements(arrangement: Arrangement, shape: tuple[int, ...]) -> np.ndarray:

@@ -77,11 +77,16 @@ class Model:
         """What the function does with each axis of each parameter."""
         return self.layers.roles
 
-    def coverage(self, where: Where = None, *, strict: bool = False) -> Coverage:
+    def coverage(
+        self, where: Where = None, *, stat: Callable[[Any, Any], Any] | None = None, strict: bool = False
+    ) -> Coverage:
         """Says which parameters a calibration has statistics of, and why it has none of the others.
+
+        With a statistic it also says what a calibration will hold in memory; nothing is computed.
 
         Args:
           where: the parameters in question; floating ones with two dimensions or more by default.
+          stat: a statistic, such as `jp.stats.gram`: the shape and the bytes of its value for each input.
           strict: raise where a parameter is not covered.
 
         Returns:
@@ -97,8 +102,12 @@ class Model:
           >>> model = jp.trace(lambda p, x: x @ p["a"] + p["b"], params, jnp.ones((5, 2)))
           >>> model.coverage().covered
           {'a': ('a',)}
+          >>> print(model.coverage("a", stat=jp.stats.gram))
+          1 of 1 parameters are covered
+          the statistics of 1 inputs hold 16 bytes
+            a: float32[2, 2], 16 bytes
         """
-        return find_coverage(self.layers, jax.tree.leaves(trees.resolve_where(where, self.params)), strict)
+        return find_coverage(self.layers, jax.tree.leaves(trees.resolve_where(where, self.params)), strict, stat)
 
     def explain(self, path: str, axis: int | None = None) -> str:
         """Says in words what an axis of a parameter is: what it is tied to, or why it must stay as it is.

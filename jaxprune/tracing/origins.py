@@ -2,22 +2,63 @@
 
 One walk over the graph. A value that depends on the arguments is *data*. A value made of parameters (and constants)
 only has an `Origin`: for each of its axes, the axes of parameters that run along it, and the view of the one parameter
-that it is, where it is one. A value made of constants only has neither.
+that it is, where it is one, or of those that lie side by side in it. A value made of constants only has neither.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeAlias
 
 from jaxprune.tracing.graph import Graph, Literal, Node, Operand, Program
 from jaxprune.tracing.rules.contractions import free_axes
 from jaxprune.tracing.rules.elementwise import ELEMENTWISE
 from jaxprune.tracing.rules.reductions import REDUCTIONS, reduced_axes
 from jaxprune.tracing.rules.shapes import reshape_blocks
-from jaxprune.tracing.views import Pointwise, Stacked, View, step_of
+from jaxprune.tracing.views import Pointwise, Reshape, Stacked, Step, Transpose, View, step_of
 
 LeafAxes: TypeAlias = frozenset[tuple[int, int]]
 NONE: LeafAxes = frozenset()
+
+
+class Span(NamedTuple):
+    """A stretch of one axis of a value.
+
+    Attributes:
+      axis: the axis.
+      start: its first index.
+      stop: the index after its last one.
+    """
+
+    axis: int
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A parameter that a value is a view of, or, in a concatenation, a stretch of the value.
+
+    Attributes:
+      leaf: the parameter.
+      view: the steps from the parameter to the stretch.
+      span: the stretch; None where it is all of the value.
+    """
+
+    leaf: int
+    view: View = ()
+    span: Span | None = None
+
+    def after(self, step: Step) -> "Part | None":
+        """The part after a step of the whole value; None where its stretch is lost."""
+        view = (*self.view, step)
+        if self.span is None:
+            return Part(self.leaf, view)
+        axis = self.span.axis
+        if isinstance(step, Transpose):
+            return Part(self.leaf, view, self.span._replace(axis=step.permutation.index(axis)))
+        if isinstance(step, Stacked) and axis:
+            return Part(self.leaf, view, self.span._replace(axis=axis - 1))
+        return Part(self.leaf, view, self.span) if isinstance(step, Pointwise) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +67,25 @@ class Origin:
 
     Attributes:
       axes: for each axis, the (parameter, axis) pairs that run along it.
-      leaf: the parameter that the value is a view of; None where it is none.
-      view: the steps from the parameter to the value.
+      parts: the parameters that can be read off the value: the one that it is a view of, or those of a concatenation.
     """
 
     axes: tuple[LeafAxes, ...]
-    leaf: int | None = None
-    view: View = ()
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def leaf(self) -> int | None:
+        """The parameter that the value is a view of; None where it is none."""
+        return self.parts[0].leaf if self.parts and self.parts[0].span is None else None
+
+    @property
+    def view(self) -> View:
+        """The steps from that parameter to the value."""
+        return self.parts[0].view if self.leaf is not None else ()
+
+    def after(self, step: Step, axes: tuple[LeafAxes, ...]) -> "Origin":
+        """The origin of what a step makes of the value."""
+        return Origin(axes, tuple(part for each in self.parts if (part := each.after(step)) is not None))
 
 
 class Origins:
@@ -50,7 +103,7 @@ class Origins:
         for leaf, value in enumerate(program.graph.inputs):
             if leaf < count:
                 axes = tuple(frozenset([(leaf, axis)]) for axis in range(len(program.shape(value))))
-                self.origins[value] = Origin(axes, leaf)
+                self.origins[value] = Origin(axes, (Part(leaf),))
             else:
                 self.data.add(value)
         self.walk(program.graph)
@@ -93,8 +146,7 @@ class Origins:
                 else:  # it changes from step to step
                     self.data.add(inner)
             elif origin is not None:
-                view = (*origin.view, Stacked(node)) if origin.leaf is not None else ()
-                self.origins[inner] = Origin(origin.axes[1:], origin.leaf, view)
+                self.origins[inner] = origin.after(Stacked(node), origin.axes[1:])
         self.walk(body)
         for k, output in enumerate(node.outputs):
             if k < carry:
@@ -138,17 +190,34 @@ class Origins:
         shape = self.program.shape(output)
         axes = self._axes(node, shape)
         axes = axes if axes is not None else tuple(NONE for _ in shape)
-        first, step = self.of(node.inputs[0]), None
-        if first is not None and first.leaf is not None:
+        if node.name in ("concatenate", "stack"):
+            return Origin(axes, tuple(self._side_by_side(node)))
+        first = self.of(node.inputs[0])
+        if first is not None and first.parts:
             step = step_of(node, self.program.shape(node.inputs[0]), k, shape)
-        if step is not None and first is not None:
-            return Origin(axes, first.leaf, (*first.view, step))
+            if step is not None:
+                return first.after(step, axes)
         if node.name in ELEMENTWISE:
             for operand in node.inputs:
                 origin = self.of(operand)
-                if origin is not None and origin.leaf is not None and self.program.shape(operand) == shape:
-                    return Origin(axes, origin.leaf, (*origin.view, Pointwise(node.name)))
+                if origin is not None and origin.parts and self.program.shape(operand) == shape:
+                    return origin.after(Pointwise(node.name), axes)
         return Origin(axes)
+
+    def _side_by_side(self, node: Node) -> Iterator[Part]:
+        """The parameters of a concatenation; to stack is to concatenate along an axis of size 1."""
+        axis, start = node.params["axis" if node.name == "stack" else "dimension"], 0
+        for operand in node.inputs:
+            origin, shape = self.of(operand), tuple(self.program.shape(operand))
+            if node.name == "stack":
+                shape = (*shape[:axis], 1, *shape[axis:])
+                origin = origin.after(Reshape(shape), origin.axes) if origin is not None else None
+            size = shape[axis]
+            for part in origin.parts if origin is not None else ():
+                inner = part.span or Span(axis, 0, size)
+                if inner.axis == axis:
+                    yield Part(part.leaf, part.view, Span(axis, start + inner.start, start + inner.stop))
+            start += size
 
     def _axes(self, node: Node, shape: Sequence[int]) -> tuple[LeafAxes, ...] | None:
         """The axes of parameters along each axis of an output; None where they are lost."""
@@ -158,6 +227,10 @@ class Origins:
         if name in ELEMENTWISE or name in ("concatenate", "optimization_barrier", "device_put", "rev"):
             same = [origin.axes for size, origin in known if origin is not None and len(size) == len(shape)]
             return tuple(frozenset().union(*(axes[k] for axes in same)) for k in range(len(shape)))
+        if name == "stack":
+            along, same = params["axis"], [origin.axes for _, origin in known if origin is not None]
+            union = [frozenset().union(*axis) for axis in zip(*same, strict=True)]
+            return (*union[:along], NONE, *union[along:])
         if name in ("slice", "split", "pad", "cumsum"):
             return tuple(own)
         if name == "transpose":

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from jaxprune.tracing.graph import Graph, Node, Program
-from jaxprune.tracing.origins import NONE, LeafAxes, Origin, Origins
+from jaxprune.tracing.origins import NONE, LeafAxes, Origin, Origins, Part, Span
 from jaxprune.tracing.rules.contractions import free_axes
 from jaxprune.tracing.views import Stacked, View
 
@@ -36,6 +36,7 @@ class Site:
       stack: its axes that a loop runs over.
       contract_operand: the axes of the *operand* that are summed over.
       repeats: how often the operation runs in one call, by the lengths of the loops around it (a `while` counts once).
+      span: the stretch of the operand that the parameter is, where the operand is a concatenation; None for all of it.
 
     Example:
       >>> import jax.numpy as jnp
@@ -58,6 +59,7 @@ class Site:
     stack: tuple[int, ...]
     contract_operand: tuple[int, ...]
     repeats: int
+    span: Span | None = None
 
     @property
     def source(self) -> str:
@@ -123,7 +125,7 @@ class Roles(defaultdict[tuple[int, int], set[str]]):
 
 
 def find_sites(program: Program, origins: Origins, paths: Sequence[str]) -> tuple[list[Site], Roles]:
-    """The sites of a program in its order, and the roles of the axes of its parameters."""
+    """The sites of a program in its order, one for each parameter of a concatenation, and the roles of their axes."""
     sites, roles = [], Roles()
     for node, repeats in _with_repeats(program.graph, 1):
         for each in consumptions(node, program):
@@ -131,8 +133,7 @@ def find_sites(program: Program, origins: Origins, paths: Sequence[str]) -> tupl
             if origin is None or not _meets_data(node, each, origins):
                 continue
             _note_roles(roles, each, origin)
-            if origin.leaf is not None:
-                sites.append(_site(each, origin, paths, repeats))
+            sites.extend(_site(each, origin, part, paths, repeats) for part in origin.parts)
     return sites, roles
 
 
@@ -152,15 +153,14 @@ def _note_roles(roles: Roles, each: Consumption, origin: Origin) -> None:
         roles.add(origin.axes[k], batch)
 
 
-def _site(each: Consumption, origin: Origin, paths: Sequence[str], repeats: int) -> Site:
-    assert origin.leaf is not None
-    leaf = origin.leaf
+def _site(each: Consumption, origin: Origin, part: Part, paths: Sequence[str], repeats: int) -> Site:
+    leaf = part.leaf
 
     def own(axes: Sequence[int]) -> tuple[int, ...]:
         found = [sorted(axis for owner, axis in origin.axes[k] if owner == leaf) for k in axes]
         return tuple(dict.fromkeys(axis for group in found for axis in group))
 
-    stacked = sum(isinstance(step, Stacked) for step in origin.view)
+    stacked = sum(isinstance(step, Stacked) for step in part.view)
     seen = {axis for pairs in (*origin.axes, NONE) for owner, axis in pairs if owner == leaf}
     stack = tuple(range(stacked)) if stacked and not seen & set(range(stacked)) else ()
     return Site(
@@ -169,13 +169,14 @@ def _site(each: Consumption, origin: Origin, paths: Sequence[str], repeats: int)
         kind=_KINDS[each.node.name],
         node=each.node,
         operand=each.operand,
-        view=origin.view,
+        view=part.view,
         contract=own(each.contract),
         output=own(each.output),
         batch=own(each.batch),
         stack=stack,
         contract_operand=each.contract,
         repeats=repeats,
+        span=part.span,
     )
 
 

@@ -106,6 +106,11 @@ class Pointwise:
         return part
 
 
+def is_cast(step: "Step") -> bool:
+    """Whether a step leaves the values as they are, but for their type."""
+    return isinstance(step, Pointwise) and step.primitive in CASTS
+
+
 @dataclasses.dataclass(frozen=True)
 class Stacked:
     """One slice a step: a loop runs over the leading axis, and the steps that follow act on each slice.

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxprune as jp
+from tests.frameworks.plans import line_of
 from tests.zoo.models import ZOO
 
 
@@ -93,6 +94,48 @@ def test_uses_of_one_weight_add_up_and_parts_of_one_are_apart() -> None:
     np.testing.assert_allclose(stats["fused#1"], gram(x), rtol=1e-5)
 
 
+def test_uses_in_several_types_are_uses_of_one_matrix() -> None:
+    params, x = {"w": normal(0, 4, 4).astype(jnp.bfloat16)}, normal(1, 5, 4)
+
+    def net(p, x):
+        return x @ p["w"].astype(jnp.float32), (3 * x).astype(jnp.bfloat16) @ p["w"]
+
+    _, stats = jp.capture(net, jp.stats.gram)(params, x)
+    assert float(stats.count("w")) == 10
+    np.testing.assert_allclose(stats["w"], gram(x) + gram((3 * x).astype(jnp.bfloat16)), rtol=1e-4)
+    for prune in (jp.prune_one_shot, jp.prune_sequential):
+        found = prune(net, params, [x], jp.posttraining.wanda(), sparsity=0.5)
+        assert found.params["w"].dtype == jnp.bfloat16 and found.layers[0].rows == 10
+
+
+def test_python_scalars_stay_weak_in_their_type() -> None:
+    params, x = {"w": normal(0, 4, 4).astype(jnp.bfloat16)}, normal(1, 5, 4).astype(jnp.bfloat16)
+
+    def net(p, x, scale):  # with a float32 scale the scan refuses its carry
+        return jax.lax.scan(lambda x, _: (x @ p["w"] * scale, None), x, None, 2)[0]
+
+    out, stats = jp.capture(net, jp.stats.column_norms)(params, x, 0.5)
+    assert out.dtype == jp.trace(net, params, x, 0.5).outputs.dtype == jnp.bfloat16
+    assert float(stats.count("w")) == 10
+
+
+def test_uses_that_are_not_counted_are_named() -> None:
+    params = {"w": normal(0, 4, 3), "other": normal(1, 4, 2)}
+
+    def net(p, x):
+        return jnp.tanh(x @ p["w"]) @ p["w"].T @ p["other"]
+
+    model = jp.trace(net, params, normal(2, 5, 4))
+    assert [len(matrix.other_uses) for matrix in model.layers.matrices] == [1, 0]
+    line = line_of(__file__, 'return jnp.tanh(x @ p["w"]) @ p["w"].T @ p["other"]')
+    assert str(model.coverage()).splitlines() == [
+        "2 of 2 parameters are covered",
+        f"  w: without the inputs of dot_general at {line} (test_uses_that_are_not_counted_are_named.<locals>.net), "
+        "which sees it in another way (transposed, masked)",
+    ]
+    assert not model.coverage("other").other_uses
+
+
 def test_experts_see_their_own_rows() -> None:
     params, x, sizes = {"w": normal(0, 3, 4, 2)}, normal(1, 7, 4), jnp.array([2, 0, 4])
     _, stats = jp.capture(lambda p, x, n: jax.lax.ragged_dot(x, p["w"], n), jp.stats.gram)(params, x, sizes)
@@ -116,6 +159,34 @@ def test_loops_and_branches() -> None:
     np.testing.assert_allclose(stats["loop"], sum(map(gram, steps[:3])), rtol=1e-4)
     np.testing.assert_allclose(stats["then"], gram(steps[3]), rtol=1e-4)
     assert float(stats.count("other")) == 0
+
+
+def test_the_test_of_a_loop() -> None:
+    params = {"halt": normal(0, 4, 1), "w": normal(1, 4, 4), "both": normal(2, 4, 4)}
+
+    def more(p, x):
+        return jnp.sum(x @ p["both"] @ p["halt"]) > -1e9
+
+    def net(p, x):
+        def step(s):
+            return s[0] + 1, jnp.tanh(s[1] @ p["w"] @ p["both"])
+
+        return jax.lax.while_loop(lambda s: (s[0] < 3) & more(p, s[1]), step, (0, x))[1]
+
+    x = normal(3, 5, 4)
+    states = [x]
+    for _ in range(3):
+        states.append(jnp.tanh(states[-1] @ params["w"] @ params["both"]))
+    out, stats = jax.jit(jp.capture(net, jp.stats.gram))(params, x)
+    np.testing.assert_allclose(out, states[-1], rtol=1e-4)
+    # The test runs once more than the body.
+    np.testing.assert_allclose(stats["halt"], sum(gram(s @ params["both"]) for s in states), rtol=1e-4)
+    np.testing.assert_allclose(stats["w"], sum(map(gram, states[:3])), rtol=1e-4)
+    both = sum(map(gram, states)) + sum(gram(s @ params["w"]) for s in states[:3])
+    np.testing.assert_allclose(stats["both"], both, rtol=1e-4)
+    assert [float(stats.count(name)) for name in ("halt", "w", "both")] == [20, 15, 35]
+    found = jp.prune_sequential(net, params, [x], jp.posttraining.wanda(), sparsity=0.5)
+    assert {layer.name: layer.rows for layer in found.layers} == {"halt": 20, "w": 15, "both": 35}
 
 
 def test_convolutions_in_parts_are_convolutions_at_once(monkeypatch) -> None:
@@ -218,6 +289,37 @@ def test_coverage_gives_reasons() -> None:
         model.coverage(strict=True)
 
 
+def everything(p, x):
+    """Statistics of every kind: shared, stacked, of several uses, of experts, of groups, of a part."""
+    y = jnp.tanh(x @ p["q"]) + jnp.tanh(x @ p["k"])
+    y = jax.lax.scan(lambda y, w: (jnp.tanh(y @ w) @ p["k"], None), y, p["stack"])[0]
+    y = jax.lax.ragged_dot(y, p["experts"], jnp.array([2, 3]))
+    image = y.astype(jnp.bfloat16).reshape(1, 5, 1, 4)
+    return jax.lax.conv_general_dilated(
+        image, p["kernel"], (1, 1), "SAME", feature_group_count=2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+EVERYTHING = {
+    "q": normal(0, 4, 4),
+    "k": normal(1, 4, 4),
+    "stack": normal(2, 3, 4, 4),
+    "experts": normal(3, 2, 4, 4),
+    "kernel": normal(4, 3, 1, 2, 6).astype(jnp.bfloat16),
+}
+
+
+@pytest.mark.parametrize("stat", [jp.stats.gram, jp.stats.moments, lambda x, weights: x[..., :2, :]])
+def test_coverage_says_what_a_calibration_will_hold(stat) -> None:
+    x = normal(5, 5, 4)
+    coverage = jp.trace(everything, EVERYTHING, x).coverage(stat=stat)
+    _, stats = jax.eval_shape(jp.capture(everything, stat), EVERYTHING, x)
+    assert len(coverage.covered) == 5
+    assert coverage.statistics == stats.values
+    assert f"{coverage.nbytes:,} bytes" in str(coverage)
+    assert coverage.nbytes == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stats.values))
+
+
 def test_nothing_to_calibrate_is_an_error() -> None:
     with pytest.raises(ValueError, match="where='b' has no parameter that data is multiplied with"):
         jp.capture(lambda p, x: x @ p["w"] + p["b"], jp.stats.gram, where="b")(
@@ -236,5 +338,29 @@ def test_data_parallel_sums_over_devices_once() -> None:
     for name in "ab":
         np.testing.assert_allclose(sharded[name], single[name], rtol=1e-5, atol=1e-5)
         assert sharded[name].is_fully_replicated
-    compiled = step.lower(whole, placed).compile().as_text()
+    compiled = step.lower(whole, placed).compile().as_text() or ""
     assert len(re.findall(r"all-reduce(?:-start)?\(", compiled)) <= 2  # one for each, or one for both
+
+
+def test_an_explicit_mesh_changes_nothing() -> None:
+    params = {"kernel": normal(0, 3, 3, 2, 4), "w": normal(1, 4, 4), "head": normal(2, 4, 3)}
+    x, weights = normal(3, 8, 6, 6, 2), jnp.arange(8) < 7
+
+    def net(p, x, weights):
+        y = jax.lax.conv_general_dilated(x, p["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jnp.tanh(jnp.tanh(y) @ p["w"]) @ p["head"]
+
+    def results(params, x, weights):
+        options = {"where": list(params), "weights": lambda x, weights: weights}
+        stats = jp.calibrate(net, params, [(x, weights)], jp.stats.gram, **options)
+        pruned = jp.prune_sequential(
+            net, params, [(x, weights)], jp.posttraining.sparsegpt(), sparsity=0.5, target="dense", **options
+        )
+        return stats.values, pruned.params
+
+    expected = results(params, x, weights)
+    with jax.set_mesh(jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)):
+        placed = [jax.device_put(array, PartitionSpec("data")) for array in (x, weights)]
+        stats, pruned = results(jax.device_put(params, PartitionSpec()), *placed)
+        assert all(value.is_fully_replicated for value in stats.values())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), (stats, pruned), expected)
