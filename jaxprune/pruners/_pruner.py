@@ -27,7 +27,7 @@ class Context(NamedTuple):
       params: the parameters, before the step (after it, for a pruner with `after_step`).
       grads: the raw gradients.
       key: a PRNG key of this step's own, or None where `sparsify` was given none.
-      stats: the second moment of the inner optimiser, or None where it has none.
+      stats: the second moment of the inner optimiser, zeros before its first step; None where it has none.
     """
 
     step: jax.Array

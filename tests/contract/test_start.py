@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import jaxprune as jp
+from tests.contract import helpers as h
 
 PARAMS = {name: jax.random.normal(jax.random.key(i), (8, 16)) for i, name in enumerate("ab")}
 GRADS = jax.tree.map(jnp.cos, PARAMS)
@@ -63,3 +64,22 @@ def test_both_masks_of_top_kast_are_packed_and_learn_the_same() -> None:
     masks = (states[True].masks, states[True].pruner_state)
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(masks)) == weights // 4
     assert all(bool((params[False][n] == params[True][n]).all()) for n in PARAMS)
+
+
+FISHER: dict[str, Callable[[], jp.Pruner]] = {
+    "gmp": lambda: jp.pruners.gmp(0.5, begin=0, end=0, score=jp.scores.fisher),
+    "acdc": lambda: jp.pruners.acdc(0.5, begin=0, end=4, every=2, score=jp.scores.fisher),
+    "ste": lambda: jp.pruners.ste(0.5, score=jp.scores.fisher),
+    "top_kast": lambda: jp.pruners.top_kast(0.5, backward_sparsity=0.25, score=jp.scores.fisher),
+}
+
+
+@pytest.mark.parametrize("name", FISHER)
+@pytest.mark.parametrize("inner", [optax.adam(0.0), optax.MultiSteps(optax.adam(0.0), 2).gradient_transformation()])
+def test_the_fisher_score_takes_gradients_while_the_second_moment_is_empty(
+    name: str, inner: optax.GradientTransformation
+) -> None:
+    params = {"w": jnp.array([[0.01, 0.02, 0.03, 0.04, 5.0, 6.0, 7.0, 8.0]])}
+    tx = jp.sparsify(h.relaxed(inner), FISHER[name]())
+    _, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    assert jp.get_masks(state)["w"].tolist() == [[False] * 4 + [True] * 4]

@@ -24,6 +24,7 @@ PARAMS, GRADS, STATS = ({"w": jnp.asarray(a)} for a in (W, G, S))
         (scores.fisher, {"grads": GRADS}, 0.5 * W**2 * G**2),
         (scores.fisher, {"stats": STATS}, 0.5 * W**2 * S),
         (scores.fisher, {"grads": GRADS, "stats": STATS}, 0.5 * W**2 * S),
+        (scores.fisher, {"grads": GRADS, "stats": {"w": jnp.zeros((4, 5))}}, 0.5 * W**2 * G**2),
         (scores.movement, {"grads": GRADS}, -W * G),
     ],
 )
