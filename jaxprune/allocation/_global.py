@@ -20,7 +20,7 @@ class Global:
     """One threshold for all parameters.
 
     Attributes:
-      transform: makes the scores of one parameter comparable with those of others.
+      transform: makes the scores of one parameter comparable with those of others; NaN and infinities stay.
       minimum_density: no parameter keeps less than this fraction of its units.
       maximum_density: no parameter keeps more than this fraction of its units.
     """
@@ -81,7 +81,8 @@ class Global:
 
 def _normalized(scores: jax.Array) -> jax.Array:
     wide = scores.astype(at_least_float32(scores.dtype))
-    norm = jnp.sqrt(jnp.sum(wide**2))
+    # NaN and infinities say "rank first" or "rank last"; they would make the others alike.
+    norm = jnp.sqrt(jnp.sum(jnp.where(jnp.isfinite(wide), wide, jnp.zeros((), wide.dtype)) ** 2))
     return wide / jnp.where(norm > 0, norm, 1)
 
 

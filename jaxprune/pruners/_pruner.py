@@ -91,6 +91,7 @@ class MaskSettings:
         grads: PyTree | None = None,
         key: jax.Array | None = None,
         stats: PyTree | None = None,
+        among: PyTree | None = None,
     ) -> PyTree:
         """Full-shape masks of the current parameters."""
         made = compute_masks(
@@ -105,6 +106,7 @@ class MaskSettings:
             key=key,
             stats=stats,
             progress=progress,
+            among=among,
         )
         return masks_.full_masks(made, params)
 
@@ -123,9 +125,10 @@ class MaskSettings:
             return dense_masks(params, self.where)
         return self.masks(params, progress, key=key)
 
-    def from_context(self, context: Context, progress: jax.Array | None = None) -> PyTree:
+    def from_context(self, context: Context, progress: jax.Array | None = None, among: PyTree | None = None) -> PyTree:
         """Full-shape masks at a mask update."""
-        return self.masks(context.params, progress, grads=context.grads, key=context.key, stats=context.stats)
+        inputs = {"grads": context.grads, "key": context.key, "stats": context.stats}
+        return self.masks(context.params, progress, **inputs, among=among)
 
     def structures(self, params: PyTree) -> list[Structure | None]:
         """The structure of each leaf; None where it is not pruned."""

@@ -32,8 +32,8 @@ def static(
     r"""Masks chosen once, when the optimiser state is made.
 
     With `score=jp.scores.saliency` and `grads` this is SNIP, with `jp.scores.grasp(loss)` GraSP, and with
-    `jp.scores.synflow(...)` and `rounds=100` iterative SynFlow. In round r of R the density is `d^(r/R)`, and
-    weights pruned in earlier rounds are zero.
+    `jp.scores.synflow(...)` and `rounds=100` iterative SynFlow. In round r of R the density is `d^(r/R)`; weights
+    pruned in earlier rounds are zero and stay pruned.
 
     Args:
       sparsity: fraction of zeros; not with `masks`.
@@ -84,7 +84,8 @@ def static(
             part = (i + 1).astype(jnp.float32) / rounds
             progress = (1 - (1 - target) ** part) / max(target, 1e-12)
             progress = jnp.where(i + 1 >= rounds, 1.0, progress)
-            return settings.masks(masks_.apply_masks(params, current), progress, grads=grads, key=key)
+            left = masks_.apply_masks(params, current)
+            return settings.masks(left, progress, grads=grads, key=key, among=current)
 
         dense = jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params)
         return jax.lax.fori_loop(0, rounds, one_round, dense), ()

@@ -82,6 +82,20 @@ def test_lamp_against_quadratic_time(kind):
         assert (np.diff(np.asarray(got).reshape(-1)[order]) >= 0).all()
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_lamp_keeps_broken_weights_visible(bad):
+    """They rank first, and leave the other scores as they are."""
+    params = {"w": jnp.asarray(np.append(W.reshape(-1), np.float32(bad)))}
+    got = np.asarray(scores.lamp(params)["w"])
+    np.testing.assert_allclose(got[:-1], scores.lamp(PARAMS)["w"].reshape(-1), rtol=1e-6)
+    assert np.isnan(got[-1]) if np.isnan(bad) else got[-1] == np.inf
+    for allocation in (jp.allocation.lamp, jp.allocation.global_normalized):
+        mask = jp.compute_masks(params, 0.9, where="w", allocation=allocation)["w"]
+        assert mask.tolist() == [False] * 7 + [bool(i == np.argmax(np.abs(W).reshape(-1))) for i in range(7, 20)] + [
+            True
+        ]
+
+
 # GraSP
 
 

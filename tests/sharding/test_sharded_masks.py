@@ -139,6 +139,34 @@ def test_masks_without_jit_and_without_a_mesh_in_context(kind: str) -> None:
         np.testing.assert_array_equal(made[name], mask)
 
 
+LAMP: dict[str, dict[str, Any]] = {
+    "score": {"score": jp.scores.lamp},
+    "allocation": {"allocation": jp.allocation.lamp},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", LAMP)
+def test_lamp(kind: str, how: str) -> None:
+    """The one score that sorts: it gathers, and gives the masks of one device, sharded as the parameters are."""
+    mesh = make_mesh(kind)
+    with jax.set_mesh(mesh):
+        params = shard(one_device_params(), mesh, BOTH)
+        made = jax.jit(lambda p: masks.full_masks(compute_masks(p, 0.7, **LAMP[how]), p))(params)
+    assert_sharded_alike(made, params)
+    expected = compute_masks(jax.tree.map(jnp.asarray, one_device_params()), 0.7, **LAMP[how])
+    np.testing.assert_array_equal(made["tied"], expected["tied"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_starts_without_a_mesh_in_context(kind: str) -> None:
+    params = shard(one_device_params(), make_mesh(kind), BOTH)
+    given = jax.tree.map(lambda p: np.arange(p.size).reshape(p.shape) % 2 == 0, one_device_params())
+    for pruner in (pruners.rigl(0.7, every=1, end=4), pruners.static(masks=given)):
+        state: Any = jp.sparsify(optax.sgd(0.1), pruner, key=jax.random.key(0)).init(params)
+        assert_sharded_alike(state.masks, params)
+
+
 PRUNERS = {
     "gmp": (pruners.gmp(0.7, begin=0, end=2), COLUMNS, False),
     "gmp-packed": (pruners.gmp(0.7, begin=0, end=2), BOTH, True),
