@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune import _sharding
+from jaxprune._counts import count_dtype
 from jaxprune._dtypes import widest
 
 # Partial sums of at most this many booleans fit into an int8, which XLA:CPU vectorises (0.2 ns a weight against
@@ -88,18 +89,14 @@ def top_k_masks(
     """
     weights = [1] * len(scores) if weights is None else list(weights)
     total = sum(w * math.prod(s.shape) for w, s in zip(weights, scores, strict=True))
-    if total >= 2**31 and not jax.config.jax_enable_x64:  # pyright: ignore
-        raise ValueError(
-            f"{total} scores are selected together, more than an int32 can count. Select leaf by leaf "
-            "(allocation uniform or erk), or enable 64-bit integers with jax.config.update('jax_enable_x64', True)."
-        )
+    dtype_of_counts = count_dtype(total, "scores")
     if isinstance(k, (int, np.integer)) and not 0 <= k <= total:
         raise ValueError(f"k={k} of {total} scores; k must lie between 0 and the number of scores.")
     dtype = widest(s.dtype for s in scores)
     empty = [None] * len(scores)
     return _select(
         [s.astype(dtype) for s in scores],
-        jnp.asarray(k, _count_dtype(total)),
+        jnp.asarray(k, dtype_of_counts),
         list(among) if among is not None else empty,
         list(first) if first is not None else empty,
         tuple(weights),
@@ -319,7 +316,3 @@ def _partial_size(size: int, shards: int) -> int:
     candidates = [d for d in range(2, _PARTIAL + 1) if size % (d * shards) == 0]
     even = [d for d in candidates if (size // d) % 64 == 0 or (size // d) % math.gcd(size, 64) == 0]
     return max(even or ([] if size % 8 == 0 else candidates), default=1)
-
-
-def _count_dtype(total: int) -> jnp.dtype:
-    return jnp.dtype(jnp.int32 if total < 2**31 else jnp.int64)
