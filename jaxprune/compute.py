@@ -63,6 +63,9 @@ def compute_masks(
 ) -> PyTree:
     """Masks that keep the most important weights: pure, jittable, with exact counts.
 
+    Inside `jax.shard_map` it sees, and selects within, the shard of each device. Under `jit` it selects over whole
+    arrays, however they are sharded.
+
     Args:
       params: any pytree of parameters.
       sparsity: fraction of zeros over all parameters that `where` chooses, in [0, 1). None where the structure

@@ -38,14 +38,17 @@ def check_masks_fit(masks: PyTree, params: PyTree, name: str = "masks") -> None:
             fits = False
         if not fits:
             raise ValueError(
-                f"{name}: the mask of {path} has shape {np.shape(mask)}, which does not broadcast to {shape}."
+                f"{name}: the mask of {path} has shape {np.shape(mask)}, which does not broadcast to {shape}. "
+                "Make masks of the same parameters; inside jax.shard_map pass them as an argument, with the in_specs "
+                "of the parameters."
             )
 
 
 def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
     r"""Sets pruned weights to zero: `where(mask, p, 0)`.
 
-    A product would keep NaN and infinity; this does not. Dtypes and shardings stay.
+    A product would keep NaN and infinity; this does not. Dtypes and shardings stay. Inside `jax.shard_map` pass the
+    masks as an argument, with the `in_specs` of the parameters: masks that the function closes over are not sharded.
 
     Args:
       params: parameters.

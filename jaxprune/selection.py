@@ -21,6 +21,7 @@ from jax import lax
 from jaxprune import _sharding
 from jaxprune._counts import count_dtype
 from jaxprune._dtypes import widest
+from jaxprune._versions import vary_as
 
 # Partial sums of at most this many booleans fit into an int8, which XLA:CPU vectorises (0.2 ns a weight against
 # 1.7 for a plain int32 sum, measured on two cores).
@@ -117,7 +118,7 @@ def _select(
     def count(t: jax.Array) -> jax.Array:
         return _weighted_count([key >= t for key in keys], weights, k.dtype)
 
-    threshold = _kth_highest(count, k, total, keys[0].dtype)
+    threshold = _kth_highest(count, k, total, keys)
     at_least = count(threshold)
 
     def resolve_ties() -> list[jax.Array]:
@@ -160,7 +161,7 @@ def row_top_k_of_keys(keys: jax.Array, k: int | jax.Array) -> jax.Array:
     def count(t: jax.Array) -> jax.Array:
         return jnp.sum(keys >= t, axis=-1, keepdims=True, dtype=jnp.int32)
 
-    threshold = _kth_highest(count, wanted, n, keys.dtype, like=jnp.max(keys, axis=-1, keepdims=True))
+    threshold = _kth_highest(count, wanted, n, [keys], like=jnp.max(keys, axis=-1, keepdims=True))
     above, equal = keys > threshold, keys == threshold
     room = wanted - jnp.sum(above, axis=-1, keepdims=True, dtype=jnp.int32)
     return above | (equal & (jnp.cumsum(equal, axis=-1, dtype=jnp.int32) <= room))
@@ -214,13 +215,14 @@ def _kth_highest(
     count: Callable[[jax.Array], jax.Array],
     k: jax.Array,
     total: int,
-    dtype: jnp.dtype,
+    keys: Sequence[jax.Array],
     like: jax.Array | None = None,
 ) -> jax.Array:
     """The largest key with `count(key) >= k`, or an earlier one with `count(key) == k`.
 
-    `like` gives the shape and the sharding of many searches at once; its values are not read.
+    `keys` are what is counted; `like` gives the shape and the sharding of many searches at once. Values are not read.
     """
+    dtype = keys[0].dtype
     like = jnp.zeros((), dtype) if like is None else like
     limits = jnp.iinfo(dtype)
     # Invariant: count(low) >= k, and count(high + 1) < k with `above` its value.
@@ -256,7 +258,7 @@ def _kth_highest(
             jnp.where(active & ~enough, counted, above),
         )
 
-    state = (jnp.zeros((), jnp.int32), low, high, at_low, above)
+    state = (jnp.zeros((), jnp.int32), *vary_as((low, high, at_low, above), keys, k))
     return lax.while_loop(lambda s: jnp.any(unfinished(s[1], s[2], s[3])), narrow, state)[1]
 
 
@@ -295,7 +297,7 @@ def _first_true(flags: jax.Array, take: jax.Array) -> jax.Array:
         enough = _count_true(flags & (index < middle), dtype) >= take
         return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
-    start = (jnp.zeros((), dtype), jnp.asarray(flags.size, dtype))
+    start = vary_as((jnp.zeros((), dtype), jnp.asarray(flags.size, dtype)), flags, take)
     end, _ = lax.while_loop(lambda s: s[0] < s[1], narrow, start)
     return index < end
 
