@@ -162,6 +162,19 @@ def test_synflow_by_hand_and_conservation():
     np.testing.assert_allclose(got["a"].sum(), got["b"].sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_synflow_of_16_bit_parameters_is_that_of_their_values(dtype):
+    # The flow through four layers of 64 overflows float16.
+    narrow = {name: jnp.asarray(4 * RNG.standard_normal((64, 64)), dtype) for name in "abcd"}
+    wide = jax.tree.map(lambda w: w.astype(jnp.float32), narrow)
+    got = scores.synflow(layers, jnp.zeros((1, 64), dtype))(narrow)
+    want = scores.synflow(layers, jnp.zeros((1, 64)))(wide)
+    for name in narrow:
+        assert got[name].dtype == jnp.float32
+        np.testing.assert_array_equal(got[name], want[name])
+        assert jnp.isfinite(got[name]).all()
+
+
 def test_synflow_does_not_see_the_data_or_the_signs():
     params = {"a": jnp.asarray(W)}
     one = scores.synflow(layers, jnp.zeros((2, 4)))(params)["a"]
