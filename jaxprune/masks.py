@@ -59,12 +59,14 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
 
     Raises:
       ValueError: the masks do not fit the parameters.
+      TypeError: a leaf of the parameters is no array.
 
     Example:
       >>> import jax.numpy as jnp
       >>> apply_masks({"w": jnp.array([1.0, jnp.nan])}, {"w": jnp.array([True, False])})["w"].tolist()
       [1.0, 0.0]
     """
+    trees.check_arrays(params)
     check_masks_fit(masks, params)
     return jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros((), p.dtype)), params, masks)
 
