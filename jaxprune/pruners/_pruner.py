@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxprune import masks as masks_
 from jaxprune import scores as scores_
 from jaxprune import trees
+from jaxprune._counts import is_traced
 from jaxprune.allocation import uniform
 from jaxprune.compute import Rule, compute_masks, match_rules
 from jaxprune.scores import Score
@@ -146,3 +147,14 @@ def dense_masks(params: PyTree, where: Where = None) -> PyTree:
     """Masks that keep everything, after a check that `where` matches something."""
     trees.resolve_where(where, params)
     return jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params)
+
+
+def check_strength(value: Any, name: str) -> None:
+    """Raises where a strength is negative; a traced one, as of `optax.inject_hyperparams`, passes."""
+    if not is_traced(value) and value < 0:
+        raise ValueError(f"{name}={value}: a strength must not be negative.")
+
+
+def is_off(strength: Any) -> bool:
+    """Whether a strength is known to be zero, so that its term can be left out of the program."""
+    return not is_traced(strength) and not strength

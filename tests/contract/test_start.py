@@ -1,9 +1,11 @@
 """The start of training: scores that need gradients, masks that are given to a part of the parameters, packing."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -49,6 +51,75 @@ def test_given_masks_reach_the_part_of_a_partition(
     new = optax.apply_updates(PARAMS, updates)
     assert bool((new["a"][0] == 0).all()) and bool((new["b"] != 0).all())
     assert jax.tree.structure(optax.tree_utils.tree_map_params(tx, lambda x: x, state)) == jax.tree.structure(state)
+
+
+def test_gradients_reach_the_part_of_a_partition() -> None:
+    pruner = jp.pruners.static(0.5, score=jp.scores.saliency, grads=GRADS)
+    tx = optax.partition(
+        {"pruned": jp.sparsify(optax.sgd(0.1), pruner), "free": optax.sgd(0.1)}, {"a": "pruned", "b": "free"}
+    )
+    masks = jp.get_masks(tx.init(PARAMS), PARAMS)
+    expected = jp.compute_masks({"a": PARAMS["a"]}, 0.5, score=jp.scores.saliency, grads={"a": GRADS["a"]})
+    assert bool((masks["a"] == expected["a"]).all()) and bool(masks["b"].all())
+
+
+def test_static_without_gradients_says_where_they_go() -> None:
+    with pytest.raises(ValueError, match=r"saliency needs grads=.*jp\.pruners\.static"):
+        jp.sparsify(optax.sgd(0.1), jp.pruners.static(0.5, score=jp.scores.saliency)).init(PARAMS)
+
+
+INJECTED: dict[str, tuple[Callable[..., jp.Pruner], dict[str, float]]] = {
+    "top_kast": (
+        lambda sparsity, backward_sparsity, penalty: jp.pruners.top_kast(
+            sparsity, backward_sparsity=backward_sparsity, penalty=penalty
+        ),
+        {"sparsity": 0.75, "backward_sparsity": 0.5, "penalty": 0.1},
+    ),
+    "sr_ste": (lambda decay: jp.pruners.sr_ste(0.5, decay=decay), {"decay": 0.1}),
+    "soft_movement": (
+        lambda threshold, penalty, rate: jp.pruners.soft_movement(threshold, penalty=penalty, learning_rate=rate),
+        {"threshold": 0.5, "penalty": 0.1, "rate": 1.0},
+    ),
+    "rigl": (
+        lambda fraction: jp.pruners.rigl(0.5, begin=0, every=1, end=4, drop_fraction=fraction),
+        {"fraction": 0.3},
+    ),
+    "granet": (
+        lambda fraction: jp.pruners.granet(0.5, begin=0, end=4, drop_fraction=fraction),
+        {"fraction": 0.3},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INJECTED)
+def test_hyperparameters_of_pruners_can_be_injected(name: str) -> None:
+    make, values = INJECTED[name]
+
+    @functools.wraps(make)
+    def transformation(**kw: float) -> optax.GradientTransformation:
+        return jp.sparsify(optax.sgd(0.1), make(**kw), key=jax.random.key(0))
+
+    injected = optax.inject_hyperparams(transformation)(**values)
+    plain = transformation(**values)
+    got, _ = jax.jit(injected.update)(GRADS, injected.init(PARAMS), PARAMS)
+    want, _ = jax.jit(plain.update)(GRADS, plain.init(PARAMS), PARAMS)
+    for leaf in PARAMS:
+        np.testing.assert_allclose(got[leaf], want[leaf], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: jp.pruners.sr_ste(0.5, decay=-0.1), r"decay=-0\.1"),
+        (lambda: jp.pruners.top_kast(0.5, backward_sparsity=0.2, penalty=-1), "penalty=-1"),
+        (lambda: jp.pruners.soft_movement(learning_rate=-1), "learning_rate=-1"),
+        (lambda: jp.pruners.top_kast(0.5, backward_sparsity=0.6), r"backward_sparsity=0\.6 > sparsity=0\.5"),
+        (lambda: jp.pruners.soft_movement(1.5), r"threshold=1\.5"),
+    ],
+)
+def test_bad_hyperparameters(make: Callable[[], jp.Pruner], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        make()
 
 
 def test_both_masks_of_top_kast_are_packed_and_learn_the_same() -> None:
