@@ -81,11 +81,11 @@ def test_a_sparsity_that_a_rule_fixes_begins_with_the_first_pruning():
     assert [int(first.masks[name].sum()) for name in "ab"] == [50, 70]
 
 
-def test_tickets_of_a_signed_score_are_nested():
-    def signed(params, **inputs):
-        return params
+def test_tickets_are_nested_though_the_score_likes_pruned_weights():
+    def smallest(params, **inputs):
+        return jax.tree.map(lambda p: -jnp.abs(p), params)
 
-    tickets = list(jp.lottery_ticket(lambda params, masks: params, PARAMS, rounds=3, rate=0.4, score=signed))
+    tickets = list(jp.lottery_ticket(lambda params, masks: params, PARAMS, rounds=3, rate=0.4, score=smallest))
     for before, after in itertools.pairwise(tickets):
         assert not bool((after.masks["w"] & ~before.masks["w"]).any())
 
