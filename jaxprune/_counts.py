@@ -33,8 +33,11 @@ def kept(sparsity: Any, n: int) -> Any:
       100
     """
     if is_traced(sparsity):
-        return jnp.clip(n - jnp.round(sparsity * n).astype(jnp.int32), 1, n)
-    # float64 on the host; the tiny offset undoes 1 - 0.9 = 0.0999...
+        size, exact = jnp.asarray(n, count_dtype(n)), sparsity * float(n)
+        # A half is kept, as below.
+        removed = jnp.floor(exact) + (exact - jnp.floor(exact) > 0.5).astype(exact.dtype)
+        return jnp.clip(size - removed.astype(size.dtype), min(1, n), size)
+    # float64 on the host; the tiny offset undoes 1 - 0.9 = 0.0999..., and keeps a half.
     return int(np.clip(round((1 - float(sparsity)) * n + 1e-9 * np.sign(n)), min(1, n), n))
 
 
@@ -42,6 +45,23 @@ def scaled(count: Any, n: int, progress: jax.Array | None) -> Any:
     """The kept count on the way from `n` to `count`; exactly `count` at progress 1."""
     if progress is None:
         return count
-    removed = jnp.asarray(n - count, jnp.int32)
-    partial = jnp.round(removed.astype(jnp.float32) * progress).astype(jnp.int32)
-    return n - jnp.where(progress >= 1, removed, jnp.minimum(partial, removed))
+    size = jnp.asarray(n, count_dtype(n))
+    removed = size - jnp.asarray(count, size.dtype)
+    partial = jnp.round(removed.astype(jnp.float32) * progress).astype(size.dtype)
+    return size - jnp.where(progress >= 1, removed, jnp.minimum(partial, removed))
+
+
+def count_dtype(n: int, what: str = "weights") -> jnp.dtype:
+    """The integers that count to `n` in a program.
+
+    Raises:
+      ValueError: int32 does not reach so far, and wider integers are off.
+    """
+    if n < 2**31:
+        return jnp.dtype(jnp.int32)
+    if not jax.config.jax_enable_x64:  # pyright: ignore
+        raise ValueError(
+            f"{n} {what} are counted together, more than an int32 can count. Count leaf by leaf (allocation uniform "
+            "or erk, with a static sparsity), or enable 64-bit integers with jax.config.update('jax_enable_x64', True)."
+        )
+    return jnp.dtype(jnp.int64)

@@ -20,7 +20,7 @@ def at_least_float32(dtype: Any) -> np.dtype:
 
 
 def widest(dtypes: Iterable[Any]) -> np.dtype:
-    """A floating dtype that holds the values of all the given ones.
+    """A floating or complex dtype that holds the values of all the given ones.
 
     Example:
       >>> str(widest([jnp.bfloat16, jnp.float16])), str(widest([jnp.bfloat16, jnp.bfloat16]))
@@ -30,7 +30,6 @@ def widest(dtypes: Iterable[Any]) -> np.dtype:
     def both(a: np.dtype, b: np.dtype) -> np.dtype:
         if a == b:
             return a
-        a, b = at_least_float32(a), at_least_float32(b)
-        return a if a.itemsize >= b.itemsize else b
+        return np.promote_types(at_least_float32(a), at_least_float32(b))
 
     return functools.reduce(both, map(jnp.dtype, dtypes))

@@ -46,6 +46,12 @@ def whole_groups(array: jax.Array, axis: int, part: int) -> jax.Array:
     return jax.sharding.reshard(array, _with(sharding, [*spec[:axis], None, *spec[axis + 1 :]]))
 
 
+def gathered(array: jax.Array) -> jax.Array:
+    """Gathers an explicitly sharded array whole on every device."""
+    sharding = _explicit(array)
+    return array if sharding is None else jax.sharding.reshard(array, _with(sharding, []))
+
+
 def axis_shards(array: jax.Array, axis: int) -> int:
     """Over how many shards an axis is explicitly split; 1 where that is not known."""
     sharding = _explicit(array)
@@ -59,7 +65,10 @@ def like(array: jax.Array, other: jax.Array) -> jax.Array:
     """Gives an array the sharding of another of the same shape, or leaves XLA to do so."""
     sharding = _explicit(other)
     if sharding is not None:
-        return jax.sharding.reshard(array, sharding)
+        if isinstance(array, Tracer) or isinstance(other, Tracer):
+            return jax.sharding.reshard(array, sharding)
+        # `reshard` cannot bring an array of one device to a mesh that is not in context.
+        return jax.device_put(array, other.sharding)
     if isinstance(other, Tracer):
         return shard_alike(array, other)[0]
     return array

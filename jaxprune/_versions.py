@@ -4,6 +4,7 @@ import sysconfig
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from jax.extend import core
 
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
@@ -41,3 +42,26 @@ def source_line(equation: Any) -> str:
     for frame in own[:1]:
         return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
     return ""
+
+
+def vary_as(tree: Any, *others: Any) -> Any:
+    """Lets arrays differ between the devices of a `jax.shard_map` as others do, so that a loop can carry them."""
+    axes = frozenset[Any]().union(*(_varying(other) for other in jax.tree.leaves(others)))
+
+    def one(value: jax.Array) -> jax.Array:
+        missing = tuple(axes - _varying(value))
+        if not missing:
+            return value
+        if hasattr(jax.lax, "pcast"):
+            return jax.lax.pcast(value, missing, to="varying")
+        return jax.lax.pvary(value, missing)  # pyright: ignore  # until jax 0.8.1
+
+    return jax.tree.map(one, tree)
+
+
+def _varying(array: jax.Array) -> frozenset[Any]:
+    """The axes of a `jax.shard_map` along which an array differs."""
+    aval = jax.typeof(array)
+    if hasattr(aval, "manual_axis_type"):
+        return aval.manual_axis_type.varying
+    return getattr(aval, "vma", frozenset())  # in older releases

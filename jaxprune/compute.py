@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _sharding, trees
+from jaxprune import masks as masks_
 from jaxprune import scores as scores_
 from jaxprune._counts import check_sparsity, is_traced
 from jaxprune.allocation import Allocation, Units, explicit, uniform
@@ -58,8 +59,12 @@ def compute_masks(
     key: jax.Array | None = None,
     stats: PyTree | None = None,
     progress: jax.Array | None = None,
+    among: PyTree | None = None,
 ) -> PyTree:
     """Masks that keep the most important weights: pure, jittable, with exact counts.
+
+    Inside `jax.shard_map` it sees, and selects within, the shard of each device. Under `jit` it selects over whole
+    arrays, however they are sharded.
 
     Args:
       params: any pytree of parameters.
@@ -75,6 +80,7 @@ def compute_masks(
       key: a typed PRNG key, for random scores.
       stats: statistics, for the scores that need them.
       progress: scales every parameter's sparsity, for schedules; may be traced.
+      among: earlier masks; what they prune ranks below all else, whatever its score, for pruning in rounds.
 
     Returns:
       A mask tree: bool arrays shaped like the parameters, the scalar True for parameters that are not pruned.
@@ -97,6 +103,10 @@ def compute_masks(
     share: Any = allocation if callable(allocation) else explicit(allocation)
     plan = _plan(named, picked, matched, structure, share, params, sparsity, where)
 
+    if among is not None:
+        masks_.check_masks_fit(among, params, "among")
+    earlier = [None] * len(named) if among is None else jax.tree.leaves(among)
+
     by_score: dict[Any, list[jax.Array]] = {}
     result: list[jax.Array] = [jnp.asarray(True)] * len(named)
     pooled: list[jax.Array] = []
@@ -106,7 +116,7 @@ def compute_masks(
             tree = mine(params, grads=grads, key=key, stats=stats)
             trees.check_same_structure(tree, params, "the tree of scores")
             by_score[id(mine)] = jax.tree.leaves(tree)
-        leaf_scores = by_score[id(mine)][i]
+        leaf_scores = _ranked_last(by_score[id(mine)][i], earlier[i])
         if isinstance(form, NM):
             result[i] = form.select(leaf_scores)
         else:
@@ -125,6 +135,15 @@ def compute_masks(
         for (i, form, _), mask in zip(budgeted, masks, strict=True):
             result[i] = _sharding.like(form.expand(mask, named[i][1].shape), named[i][1])
     return jax.tree.unflatten(treedef, result)
+
+
+def _ranked_last(scores: jax.Array, kept: Any) -> jax.Array:
+    """Scores in which what an earlier mask prunes ranks below all else."""
+    if kept is None:
+        return scores
+    if scores.dtype.itemsize == 1:  # 8-bit floats have no infinity
+        scores = scores.astype(jnp.float32)
+    return jnp.where(kept, scores, jnp.asarray(-jnp.inf, scores.dtype))
 
 
 def match_rules(rules: Sequence[Rule], paths: Sequence[str]) -> list[Rule | None]:

@@ -3,10 +3,14 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from jaxprune import masks as masks_
 from jaxprune import scores
 from jaxprune.compute import compute_masks
 from jaxprune.states import rewind
+from jaxprune.structures import NM
 from jaxprune.trees import PyTree
 
 
@@ -46,7 +50,8 @@ def lottery_ticket(
     After round r the density is `(1 - rate)^r`. A generator: take as many rounds as wanted, save any of them.
 
     Args:
-      train_fn: `(params, masks) -> trained params`, with `jp.keep_masks(masks)` or `jp.pruners.static(masks=masks)`.
+      train_fn: `(params, masks) -> trained params`, with `jp.keep_masks(masks)` or `jp.pruners.static(masks=masks)`;
+        it gets copies, which it may donate.
       params: initial parameters.
       rounds: number of prunings.
       rate: fraction of the kept weights pruned in each.
@@ -57,7 +62,7 @@ def lottery_ticket(
       `rounds + 1` tickets, the dense one first.
 
     Raises:
-      ValueError: `rounds < 0`, or `rate` is not in (0, 1).
+      ValueError: `rounds < 0`, `rate` is not in (0, 1), or the structure is N:M.
 
     Example:
       >>> import jax.numpy as jnp
@@ -73,6 +78,14 @@ def lottery_ticket(
         raise ValueError(f"rounds={rounds}: the number of prunings must not be negative.")
     if not 0 < rate < 1:
         raise ValueError(f"rate={rate}: the fraction pruned in a round lies in (0, 1).")
+    if isinstance(settings.get("structure"), NM):
+        raise ValueError(
+            f"structure={settings['structure']}: its pattern fixes the sparsity, which a lottery ticket raises round "
+            "by round. Take Unstructured, Block or Channel, or prune to N:M once with jp.pruners.gmp."
+        )
+    if rounds:
+        # What the first pruning would raise is raised now, not after a training.
+        jax.eval_shape(lambda p: compute_masks(p, rate, **settings), params)
     return _rounds(train_fn, params, rounds, rate, params if rewind_to is None else rewind_to, settings)
 
 
@@ -85,13 +98,15 @@ def _rounds(
     settings: dict[str, Any],
 ) -> Iterator[Ticket]:
     settings = {"score": scores.magnitude, **settings}
-    masks = compute_masks(params, 0.0, **settings)
+    # Dense, whatever sparsity a rule fixes for later rounds.
+    masks = jax.tree.map(lambda _: jnp.asarray(True), params)
     start = params
     for number in range(rounds + 1):
-        trained = train_fn(start, masks)
+        # A copy: training may donate what it is given, and later rounds rewind to it.
+        trained = train_fn(jax.tree.map(jnp.copy, start), masks)
         sparsity = 1 - (1 - rate) ** number
         yield Ticket(number, sparsity, masks, start, trained)
         if number < rounds:
             pruned = masks_.apply_masks(trained, masks)
-            masks = compute_masks(pruned, 1 - (1 - rate) ** (number + 1), **settings)
+            masks = compute_masks(pruned, 1 - (1 - rate) ** (number + 1), among=masks, **settings)
             start = rewind(early, masks)

@@ -38,14 +38,17 @@ def check_masks_fit(masks: PyTree, params: PyTree, name: str = "masks") -> None:
             fits = False
         if not fits:
             raise ValueError(
-                f"{name}: the mask of {path} has shape {np.shape(mask)}, which does not broadcast to {shape}."
+                f"{name}: the mask of {path} has shape {np.shape(mask)}, which does not broadcast to {shape}. "
+                "Make masks of the same parameters; inside jax.shard_map pass them as an argument, with the in_specs "
+                "of the parameters."
             )
 
 
 def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
     r"""Sets pruned weights to zero: `where(mask, p, 0)`.
 
-    A product would keep NaN and infinity; this does not. Dtypes and shardings stay.
+    A product would keep NaN and infinity; this does not. Dtypes and shardings stay. Inside `jax.shard_map` pass the
+    masks as an argument, with the `in_specs` of the parameters: masks that the function closes over are not sharded.
 
     Args:
       params: parameters.
@@ -56,12 +59,14 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
 
     Raises:
       ValueError: the masks do not fit the parameters.
+      TypeError: a leaf of the parameters is no array.
 
     Example:
       >>> import jax.numpy as jnp
       >>> apply_masks({"w": jnp.array([1.0, jnp.nan])}, {"w": jnp.array([True, False])})["w"].tolist()
       [1.0, 0.0]
     """
+    trees.check_arrays(params)
     check_masks_fit(masks, params)
     return jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros((), p.dtype)), params, masks)
 

@@ -19,7 +19,9 @@ import numpy as np
 from jax import lax
 
 from jaxprune import _sharding
+from jaxprune._counts import count_dtype
 from jaxprune._dtypes import widest
+from jaxprune._versions import vary_as
 
 # Partial sums of at most this many booleans fit into an int8, which XLA:CPU vectorises (0.2 ns a weight against
 # 1.7 for a plain int32 sum, measured on two cores).
@@ -88,18 +90,14 @@ def top_k_masks(
     """
     weights = [1] * len(scores) if weights is None else list(weights)
     total = sum(w * math.prod(s.shape) for w, s in zip(weights, scores, strict=True))
-    if total >= 2**31 and not jax.config.jax_enable_x64:  # pyright: ignore
-        raise ValueError(
-            f"{total} scores are selected together, more than an int32 can count. Select leaf by leaf "
-            "(allocation uniform or erk), or enable 64-bit integers with jax.config.update('jax_enable_x64', True)."
-        )
+    dtype_of_counts = count_dtype(total, "scores")
     if isinstance(k, (int, np.integer)) and not 0 <= k <= total:
         raise ValueError(f"k={k} of {total} scores; k must lie between 0 and the number of scores.")
     dtype = widest(s.dtype for s in scores)
     empty = [None] * len(scores)
     return _select(
         [s.astype(dtype) for s in scores],
-        jnp.asarray(k, _count_dtype(total)),
+        jnp.asarray(k, dtype_of_counts),
         list(among) if among is not None else empty,
         list(first) if first is not None else empty,
         tuple(weights),
@@ -120,7 +118,7 @@ def _select(
     def count(t: jax.Array) -> jax.Array:
         return _weighted_count([key >= t for key in keys], weights, k.dtype)
 
-    threshold = _kth_highest(count, k, total, keys[0].dtype)
+    threshold = _kth_highest(count, k, total, keys)
     at_least = count(threshold)
 
     def resolve_ties() -> list[jax.Array]:
@@ -163,7 +161,7 @@ def row_top_k_of_keys(keys: jax.Array, k: int | jax.Array) -> jax.Array:
     def count(t: jax.Array) -> jax.Array:
         return jnp.sum(keys >= t, axis=-1, keepdims=True, dtype=jnp.int32)
 
-    threshold = _kth_highest(count, wanted, n, keys.dtype, like=jnp.max(keys, axis=-1, keepdims=True))
+    threshold = _kth_highest(count, wanted, n, [keys], like=jnp.max(keys, axis=-1, keepdims=True))
     above, equal = keys > threshold, keys == threshold
     room = wanted - jnp.sum(above, axis=-1, keepdims=True, dtype=jnp.int32)
     return above | (equal & (jnp.cumsum(equal, axis=-1, dtype=jnp.int32) <= room))
@@ -217,13 +215,14 @@ def _kth_highest(
     count: Callable[[jax.Array], jax.Array],
     k: jax.Array,
     total: int,
-    dtype: jnp.dtype,
+    keys: Sequence[jax.Array],
     like: jax.Array | None = None,
 ) -> jax.Array:
     """The largest key with `count(key) >= k`, or an earlier one with `count(key) == k`.
 
-    `like` gives the shape and the sharding of many searches at once; its values are not read.
+    `keys` are what is counted; `like` gives the shape and the sharding of many searches at once. Values are not read.
     """
+    dtype = keys[0].dtype
     like = jnp.zeros((), dtype) if like is None else like
     limits = jnp.iinfo(dtype)
     # Invariant: count(low) >= k, and count(high + 1) < k with `above` its value.
@@ -259,7 +258,7 @@ def _kth_highest(
             jnp.where(active & ~enough, counted, above),
         )
 
-    state = (jnp.zeros((), jnp.int32), low, high, at_low, above)
+    state = (jnp.zeros((), jnp.int32), *vary_as((low, high, at_low, above), keys, k))
     return lax.while_loop(lambda s: jnp.any(unfinished(s[1], s[2], s[3])), narrow, state)[1]
 
 
@@ -298,7 +297,7 @@ def _first_true(flags: jax.Array, take: jax.Array) -> jax.Array:
         enough = _count_true(flags & (index < middle), dtype) >= take
         return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
-    start = (jnp.zeros((), dtype), jnp.asarray(flags.size, dtype))
+    start = vary_as((jnp.zeros((), dtype), jnp.asarray(flags.size, dtype)), flags, take)
     end, _ = lax.while_loop(lambda s: s[0] < s[1], narrow, start)
     return index < end
 
@@ -319,7 +318,3 @@ def _partial_size(size: int, shards: int) -> int:
     candidates = [d for d in range(2, _PARTIAL + 1) if size % (d * shards) == 0]
     even = [d for d in candidates if (size // d) % 64 == 0 or (size // d) % math.gcd(size, 64) == 0]
     return max(even or ([] if size % 8 == 0 else candidates), default=1)
-
-
-def _count_dtype(total: int) -> jnp.dtype:
-    return jnp.dtype(jnp.int32 if total < 2**31 else jnp.int64)

@@ -1,5 +1,6 @@
 """The states that hold masks, and reading masks out of them, however deep they are nested."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import optax
 
 from jaxprune import masks as masks_
 from jaxprune import trees
+from jaxprune._counts import is_traced
 from jaxprune.trees import PyTree
 
 
@@ -62,20 +64,18 @@ def get_masks(opt_state: Any, params: PyTree | None = None) -> PyTree:
       >>> jp.get_masks(tx.init({"w": jnp.ones(2)}))["w"].tolist()
       [True, False]
     """
-    found = [_unwrap(holder.masks) for holder in _holders(opt_state)]
+    found: list[PyTree] = [_unwrap(holder.masks) for holder in _holders(opt_state)]
     if not found:
         raise ValueError(
             "no masks in this optimiser state: it holds no state of jp.sparsify or jp.keep_masks. Pass the whole "
             "opt_state (of TrainState: .opt_state; of nnx.Optimizer: .opt_state)."
         )
-    merged = found[0]
-    for other in found[1:]:
-        merged = _merge(merged, other)
     if params is not None:
-        return _fit(merged, params)
-    if any(leaf.dtype == jnp.uint8 for leaf in jax.tree.leaves(merged)):
+        # One by one: some may be packed and others not.
+        found = [_fit(masks, params) for masks in found]
+    elif any(leaf.dtype == jnp.uint8 for leaf in jax.tree.leaves(found)):
         raise ValueError("the masks are packed; call get_masks(opt_state, params), whose shapes unpack them.")
-    return merged
+    return functools.reduce(_merge, found)
 
 
 def sparse_params(params: PyTree, opt_state: Any) -> PyTree:
@@ -193,11 +193,9 @@ def _holders(state: Any) -> list[Any]:
 
 def _unwrap(tree: PyTree) -> PyTree:
     """Takes arrays out of the variables in which NNX stores parameters and optimiser states."""
-    return jax.tree.map(lambda node: node.get_value() if _is_boxed(node) else node, tree, is_leaf=_is_boxed)
-
-
-def _is_boxed(node: Any) -> bool:
-    return hasattr(node, "get_value") and hasattr(node, "set_value")
+    return jax.tree.map(
+        lambda node: node.get_value() if trees.is_variable(node) else node, tree, is_leaf=trees.is_variable
+    )
 
 
 def is_hidden(node: Any) -> bool:
@@ -205,13 +203,39 @@ def is_hidden(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def hide_like(params: PyTree, masks: PyTree) -> PyTree:
-    """Hides in given masks what is hidden in the parameters; Optax's leafless placeholder hides everything."""
+def hide_like(params: PyTree, tree: PyTree) -> PyTree:
+    """Hides in a tree what is hidden in the parameters; Optax's leafless placeholder hides everything.
+
+    The tree also gets the parameters' own containers, where it was made of their arrays without the variables of NNX.
+    """
     if not jax.tree.leaves(params):
         return params
-    if not any(is_hidden(leaf) for leaf in jax.tree.leaves(params, is_leaf=is_hidden)):
-        return masks
-    return jax.tree.map(lambda p, m: p if is_hidden(p) else m, params, masks, is_leaf=is_hidden)
+    if jax.tree.structure(tree) == jax.tree.structure(params):
+        return tree
+    if any(is_hidden(leaf) for leaf in jax.tree.leaves(params, is_leaf=is_hidden)):
+        tree = jax.tree.map(lambda p, m: p if is_hidden(p) else m, _unwrap(params), _unwrap(tree), is_leaf=is_hidden)
+    if trees.paths(tree) == trees.paths(params):
+        return jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(tree))
+    return tree
+
+
+def given_masks(params: PyTree, masks: PyTree) -> PyTree:
+    """The masks that a user gave, of the parameters that one transformation sees.
+
+    Raises:
+      ValueError: they do not fit, or prune a parameter that no update can set to zero.
+      TypeError: a parameter is no array.
+    """
+    trees.check_arrays(params)
+    masks = hide_like(params, masks)
+    masks_.check_masks_fit(masks, params)
+    for (path, p), mask in zip(trees.leaves_with_paths(params), jax.tree.leaves(masks), strict=True):
+        if not jnp.issubdtype(p.dtype, jnp.inexact) and not is_traced(mask) and not np.all(mask):
+            raise ValueError(
+                f"the mask of {path} prunes a parameter of dtype {p.dtype}, which optimisers leave as it is. Keep all "
+                "of it (the mask True), and zero it once with jp.apply_masks."
+            )
+    return masks
 
 
 def _merge(left: PyTree, right: PyTree) -> PyTree:

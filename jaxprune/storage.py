@@ -31,7 +31,7 @@ def save(path: str | Path, tree: PyTree, *, overwrite: bool = False) -> None:
       overwrite: replace what is there.
 
     Raises:
-      ValueError: the folder exists and `overwrite` is false.
+      ValueError: the folder exists and `overwrite` is false, or the path is an address such as `gs://...`.
       TypeError: a leaf is no array.
 
     Example:
@@ -43,7 +43,7 @@ def save(path: str | Path, tree: PyTree, *, overwrite: bool = False) -> None:
     """
     import orbax.checkpoint as ocp
 
-    path = Path(path).resolve()
+    path = _local(path)
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists; give another path, or overwrite=True to replace it.")
     plain = _storable(tree)
@@ -80,7 +80,7 @@ def restore(path: str | Path, like: PyTree) -> PyTree:
     """
     import orbax.checkpoint as ocp
 
-    path = Path(path).resolve()
+    path = _local(path)
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}; save one with jp.storage.save.")
     damaged = f"the checkpoint {path} is damaged"
@@ -104,6 +104,16 @@ def restore(path: str | Path, like: PyTree) -> PyTree:
     values = iter(jax.tree.leaves(restored))
     filled = [next(values) if np.size(leaf) else jnp.zeros(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(like)]
     return keys_from_data(jax.tree.unflatten(jax.tree.structure(like), filled), like)
+
+
+def _local(path: str | Path) -> Path:
+    """A path on this machine; `Path` would make a folder `gs:` of a bucket's address."""
+    if "://" in str(path):
+        raise ValueError(
+            f"path={str(path)!r}: checkpoints are saved to and restored from a folder of this machine. Give a local or "
+            "mounted path, and copy the folder to its place."
+        )
+    return Path(path).resolve()
 
 
 def keys_to_data(tree: PyTree) -> PyTree:

@@ -81,6 +81,7 @@ def summary(params: PyTree, masks: PyTree, *, where: Where = None, asked: Any = 
 
     Raises:
       ValueError: the masks do not fit.
+      TypeError: a leaf of the parameters is no array.
 
     Example:
       >>> import jax.numpy as jnp
@@ -88,6 +89,7 @@ def summary(params: PyTree, masks: PyTree, *, where: Where = None, asked: Any = 
       >>> made.pruned.sparsity, made.total.kept
       (0.5, 4)
     """
+    trees.check_arrays(params)
     masks_.check_masks_fit(masks, params)
     named = trees.leaves_with_paths(params)
     leaves = jax.tree.leaves(masks)
@@ -121,6 +123,8 @@ def _structure_name(structure: Any, shape: tuple[int, ...]) -> str:
         return ""
     if isinstance(structure, NM):
         axis = -2 if structure.axis is None else structure.axis
+        if not -len(shape) <= axis < len(shape):
+            return ""  # a rule gave it another structure
         rest = shape[axis] % structure.m
         return f"{structure.n}:{structure.m}" + (f", last {rest} of axis {axis} dense" if rest else "")
     return type(structure).__name__.lower()

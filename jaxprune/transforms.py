@@ -16,7 +16,7 @@ from jaxprune import trees
 from jaxprune._conditional import cond_by_part
 from jaxprune._dtypes import widest
 from jaxprune.pruners import Context, Pruner
-from jaxprune.states import KeepMasksState, SparsifyState, hide_like, is_hidden, second_moment
+from jaxprune.states import KeepMasksState, SparsifyState, given_masks, is_hidden, second_moment
 from jaxprune.trees import PyTree
 
 
@@ -77,7 +77,7 @@ def sparsify(
     def init_fn(params: PyTree) -> SparsifyState:
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
             return jax.eval_shape(init_fn, params)
-        _check_leaves(params)
+        trees.check_arrays(params)
         masks, pruner_state = pruner.init(params, None if key is None else jax.random.fold_in(key, 0))
         if jax.tree.leaves(params):
             masks = masks_.full_masks(masks, params)
@@ -161,9 +161,7 @@ def keep_masks(masks: PyTree) -> optax.GradientTransformationExtraArgs:
     def init_fn(params: PyTree) -> KeepMasksState:
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
             return jax.eval_shape(init_fn, params)
-        mine = hide_like(params, masks)
-        masks_.check_masks_fit(mine, params)
-        return KeepMasksState(masks_.full_masks(mine, params))
+        return KeepMasksState(masks_.full_masks(given_masks(params, masks), params))
 
     def update_fn(
         updates: PyTree, state: KeepMasksState, params: PyTree | None = None, **extra: Any
@@ -222,7 +220,7 @@ def _masked(tree: PyTree, masks: PyTree) -> PyTree:
 
 def _zeroing(updates: PyTree, masks: PyTree, params: PyTree) -> PyTree:
     def one(u: jax.Array, m: jax.Array, p: jax.Array) -> jax.Array:
-        if not trees.is_floating(p):
+        if not jnp.issubdtype(p.dtype, jnp.inexact):
             return u
         # An update narrower than its parameter could not cancel it.
         dtype = widest([u.dtype, p.dtype])
@@ -235,12 +233,3 @@ def _require_params(params: PyTree | None, name: str) -> Any:
     if params is None:
         raise ValueError(f"{name} needs the parameters: call tx.update(grads, state, params).")
     return params
-
-
-def _check_leaves(params: PyTree) -> None:
-    for path, leaf in trees.leaves_with_paths(params):
-        if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
-            raise TypeError(
-                f"the parameter {path} is a {type(leaf).__name__}, not an array. Give arrays only; of an Equinox "
-                "model: eqx.filter(model, eqx.is_inexact_array)."
-            )

@@ -69,11 +69,15 @@ def path_string(key_path: Sequence[Any]) -> str:
       >>> path_string(path)
       'dense/kernel'
     """
-    names = [_key_name(key) for key in key_path]
-    last = key_path[-1] if key_path else None
-    if len(names) > 1 and names[-1] == "value" and isinstance(last, jax.tree_util.GetAttrKey):
-        names.pop()
-    return "/".join(names)
+    if len(key_path) > 1:
+        last = key_path[-1]
+        if isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value":
+            key_path = key_path[:-1]
+    return _joined(key_path)
+
+
+def _joined(key_path: Sequence[Any]) -> str:
+    return "/".join(map(_key_name, key_path))
 
 
 def _key_name(key: Any) -> str:
@@ -96,12 +100,30 @@ def paths(tree: PyTree) -> list[str]:
       >>> paths({"a": [1.0, 2.0], "b": 3.0})
       ['a/0', 'a/1', 'b']
     """
-    return [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return [path for path, _ in leaves_with_paths(tree)]
 
 
 def leaves_with_paths(tree: PyTree) -> list[tuple[str, Any]]:
     """Pairs of path and leaf, in flattening order."""
-    return [(path_string(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    named: list[tuple[str, Any]] = []
+    for keys, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_box):
+        if _is_box(node):
+            inside = jax.tree_util.tree_leaves_with_path(node)
+            named += [(path_string((*keys, *inner)), leaf) for inner, leaf in inside]
+        else:
+            # Here a field named `value` is the user's own, as of a NamedTuple (query, key, value).
+            named.append((_joined(keys), node))
+    return named
+
+
+def _is_box(node: Any) -> bool:
+    """Whether a node is a box of Linen or a variable of NNX around a parameter."""
+    return is_variable(node) or (hasattr(node, "unbox") and hasattr(node, "replace_boxed"))
+
+
+def is_variable(node: Any) -> bool:
+    """Whether a node is a variable of NNX."""
+    return hasattr(node, "get_value") and hasattr(node, "set_value")
 
 
 def is_floating(leaf: Any) -> bool:
@@ -241,6 +263,16 @@ def check_same_structure(tree: PyTree, params: PyTree, name: str) -> None:
     raise ValueError(
         f"{name} has another tree structure than the parameters: {'; '.join(parts)}. Build it from the same parameters."
     )
+
+
+def check_arrays(params: PyTree) -> None:
+    """Raises a TypeError that names the first leaf that is no array."""
+    for path, leaf in leaves_with_paths(params):
+        if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+            raise TypeError(
+                f"the parameter {path} is a {type(leaf).__name__}, not an array. Give arrays only; of an Equinox "
+                "model: eqx.filter(model, eqx.is_inexact_array)."
+            )
 
 
 def list_paths(names: Sequence[str]) -> str:

@@ -304,3 +304,35 @@ def test_masks_do_not_change_parameters_and_keep_nan():
     params = {"w": jnp.array([[1.0, jnp.nan], [3.0, -jnp.inf]])}
     mask = jp.compute_masks(params, 0.5)["w"]
     assert mask.tolist() == [[False, True], [False, True]]
+
+
+def signed(params, **inputs):
+    """The weights themselves: negative ones rank below pruned ones, which are zero."""
+    del inputs
+    return params
+
+
+@pytest.mark.parametrize("name", ALLOCATIONS)
+def test_among_ranks_what_is_pruned_below_all_else(name):
+    params = random_params()
+    earlier = jp.compute_masks(params, 0.3, score=signed, allocation=ALLOCATIONS[name])
+    pruned = jp.apply_masks(params, earlier)
+    later = jp.compute_masks(pruned, 0.6, score=signed, allocation=ALLOCATIONS[name], among=earlier)
+    assert abs(kept(later) - round(0.4 * total(params))) <= 1
+    for leaf in KERNELS:
+        assert not (later[leaf]["kernel"] & ~earlier[leaf]["kernel"]).any()
+
+
+def test_among_under_nm_and_in_8_bits():
+    params = {"w": jnp.array([[-4.0], [-3.0], [-2.0], [-1.0]])}
+    earlier = {"w": jnp.array([[False], [True], [False], [True]])}
+    for dtype in (jnp.float32, jnp.float8_e4m3fn):
+        mine = jax.tree.map(lambda p, d=dtype: p.astype(d), params)
+        for structure, sparsity in ((jp.NM(2, 4), None), (jp.Unstructured(), 0.5)):
+            masks = jp.compute_masks(mine, sparsity, structure=structure, score=signed, among=earlier)
+            assert masks["w"].tolist() == earlier["w"].tolist()
+
+
+def test_among_of_other_parameters():
+    with pytest.raises(ValueError, match="among"):
+        jp.compute_masks({"w": jnp.ones((2, 2))}, 0.5, among={"v": jnp.ones((2, 2), bool)})

@@ -62,3 +62,39 @@ def test_bad_rates(rate):
 def test_bad_rounds():
     with pytest.raises(ValueError, match="rounds=-1"):
         jp.lottery_ticket(train, PARAMS, rounds=-1)
+
+
+def test_training_that_donates_its_parameters():
+    params = jax.tree.map(jnp.copy, PARAMS)
+    donating = jax.jit(train, donate_argnums=0)
+    tickets = list(jp.lottery_ticket(donating, params, rounds=2, rate=0.5))
+    for donated, plain in zip(tickets, jp.lottery_ticket(train, PARAMS, rounds=2, rate=0.5), strict=True):
+        np.testing.assert_array_equal(donated.start["w"], plain.start["w"])
+        np.testing.assert_array_equal(donated.masks["w"], plain.masks["w"])
+
+
+def test_a_sparsity_that_a_rule_fixes_begins_with_the_first_pruning():
+    params = {"a": PARAMS["w"], "b": PARAMS["w"] + 1}
+    rules = [jp.Rule(pattern="a", sparsity=0.5)]
+    dense, first = jp.lottery_ticket(train, params, rounds=1, rate=0.4, rules=rules)
+    assert bool(dense.masks["a"].all()) and bool(dense.masks["b"].all())
+    assert [int(first.masks[name].sum()) for name in "ab"] == [50, 70]
+
+
+def test_tickets_are_nested_though_the_score_likes_pruned_weights():
+    def smallest(params, **inputs):
+        return jax.tree.map(lambda p: -jnp.abs(p), params)
+
+    tickets = list(jp.lottery_ticket(lambda params, masks: params, PARAMS, rounds=3, rate=0.4, score=smallest))
+    for before, after in itertools.pairwise(tickets):
+        assert not bool((after.masks["w"] & ~before.masks["w"]).any())
+
+
+def test_settings_that_do_not_fit_raise_before_any_training():
+    with pytest.raises(ValueError, match="'nothing' matches no floating parameter"):
+        jp.lottery_ticket(train, PARAMS, rounds=1, where="nothing")
+
+
+def test_n_of_m_is_refused():
+    with pytest.raises(ValueError, match=r"NM\(n=2, m=4.*fixes the sparsity"):
+        jp.lottery_ticket(train, PARAMS, rounds=1, structure=jp.NM(2, 4))

@@ -193,7 +193,7 @@ def test_weights_of_one_are_no_weights():
         assert [m.tolist() for m in plain] == [m.tolist() for m in weighted]
 
 
-@pytest.mark.parametrize("kind", ["normal", "ties", "wide"])
+@pytest.mark.parametrize("kind", ["normal", "ties", "wide", "constant", "near"])
 @pytest.mark.parametrize("shape", [(64, 96), (3, 3, 17, 40)])
 def test_larger_arrays_of_many_distributions(kind, shape):
     rng = np.random.default_rng(2)

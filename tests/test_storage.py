@@ -77,6 +77,14 @@ def test_what_is_not_there(tmp_path):
         jp.storage.restore(tmp_path / "absent", PARAMS)
 
 
+@pytest.mark.parametrize("function", [jp.storage.save, jp.storage.restore])
+def test_addresses_are_refused(function, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="gs://bucket/masks"):
+        function("gs://bucket/masks", {"w": jnp.ones(2)})
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_array(tmp_path):
     with pytest.raises(TypeError, match="name is a str"):
         jp.storage.save(tmp_path / "x", {"name": "w"})

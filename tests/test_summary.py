@@ -86,3 +86,17 @@ def test_abstract_parameters_and_empty_trees():
 def test_masks_that_do_not_fit():
     with pytest.raises(ValueError, match="lacks half, ids"):
         jp.summary(PARAMS, {"dense": masks()["dense"]})
+
+
+def test_a_rule_gave_a_vector_another_structure_than_nm():
+    params = {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}
+    masks = {"w": jnp.eye(4, dtype=bool), "b": jnp.array([True, False, True, False])}
+    made = jp.summary(params, masks, structure=jp.NM(2, 4))
+    assert {row.path: row.structure for row in made.rows} == {"b": "", "w": "2:4"}
+
+
+@pytest.mark.parametrize("function", [jp.summary, jp.apply_masks])
+def test_a_number_among_the_parameters_is_named(function):
+    params = {"w": jnp.ones((2, 2)), "scale": 0.5}
+    with pytest.raises(TypeError, match="the parameter scale is a float, not an array"):
+        function(params, {"w": jnp.eye(2, dtype=bool), "scale": True})

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+from typing import NamedTuple
 
 import equinox as eqx
 import flax.core
@@ -92,6 +93,18 @@ def test_default_where_and_masks(name):
 
 def test_a_key_named_value_stays_in_the_path():
     assert trees.paths({"attention": {"value": ones(2, 2), "key": ones(2)}}) == ["attention/key", "attention/value"]
+
+
+class Attention(NamedTuple):
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+
+
+def test_a_field_named_value_stays_in_the_path():
+    tree = {"attention": Attention(ones(2, 3), ones(2, 3), ones(2, 3))}
+    assert trees.paths(tree) == ["attention/query", "attention/key", "attention/value"]
+    assert trees.resolve_where(".*/value", tree) == {"attention": Attention(False, False, True)}
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -20,7 +20,7 @@ class Global:
     """One threshold for all parameters.
 
     Attributes:
-      transform: makes the scores of one parameter comparable with those of others.
+      transform: makes the scores of one parameter comparable with those of others; NaN and infinities stay.
       minimum_density: no parameter keeps less than this fraction of its units.
       maximum_density: no parameter keeps more than this fraction of its units.
     """
@@ -52,11 +52,13 @@ class Global:
                 spent = spent + count * u.weight
         if free:
             budget = scaled(kept(sparsity, total), total, progress) - spent
-            chosen = self._select([scores[i] for i in free], [units[i] for i in free], budget)
+            chosen = self._select([scores[i] for i in free], [units[i] for i in free], budget, progress)
             masks.update(zip(free, chosen, strict=True))
         return [masks[i] for i in range(len(units))]
 
-    def _select(self, scores: list[jax.Array], units: list[Units], budget: Any) -> list[jax.Array]:
+    def _select(
+        self, scores: list[jax.Array], units: list[Units], budget: Any, progress: jax.Array | None
+    ) -> list[jax.Array]:
         size = sum(u.count * u.weight for u in units)
         floor = [-(-int(self.minimum_density * u.count * 10**6) // 10**6) for u in units]
         ceiling = [max(int(self.maximum_density * u.count + 1e-6), f) for u, f in zip(units, floor, strict=True)]
@@ -74,6 +76,8 @@ class Global:
         if self.minimum_density > 0:
             first = [selection.top_k_mask(s, f) for s, f in zip(comparable, floor, strict=True)]
         if self.maximum_density < 1:
+            # On the way to the target the ceiling comes down with the budget, which would not fit under it before.
+            ceiling = [scaled(c, u.count, progress) for c, u in zip(ceiling, units, strict=True)]
             among = [selection.top_k_mask(s, c) for s, c in zip(comparable, ceiling, strict=True)]
         weights = [u.weight for u in units]
         return selection.top_k_masks(comparable, budget, among=among, first=first, weights=weights)
@@ -81,7 +85,8 @@ class Global:
 
 def _normalized(scores: jax.Array) -> jax.Array:
     wide = scores.astype(at_least_float32(scores.dtype))
-    norm = jnp.sqrt(jnp.sum(wide**2))
+    # NaN and infinities say "rank first" or "rank last"; they would make the others alike.
+    norm = jnp.sqrt(jnp.sum(jnp.where(jnp.isfinite(wide), wide, jnp.zeros((), wide.dtype)) ** 2))
     return wide / jnp.where(norm > 0, norm, 1)
 
 

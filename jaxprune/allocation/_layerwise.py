@@ -1,6 +1,7 @@
 """Allocations that follow from the shapes: uniform and Erdos-Renyi-Kernel."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,8 +18,8 @@ from jaxprune.allocation._units import Units
 class Layerwise:
     r"""Each parameter gets the density `clip(eps * raw_i, minimum, maximum)`, `eps` such that the budget is met.
 
-    The counts are rounded by largest remainders, so that their sum is the budget to one unit and each is within
-    one of its exact share.
+    The counts are rounded by largest remainders, so that the weights they keep are the budget to one unit and each
+    count is within one of its exact share.
 
     Attributes:
       raw: relative density of a parameter as a function of its shape.
@@ -93,19 +94,28 @@ class Layerwise:
 
 
 def _round_shares(shares: Any, units: Sequence[Units]) -> list[Any]:
-    """Rounds by largest remainders; the sum is that of the shares, rounded; every count is at least 1."""
-    xp: Any = jnp if isinstance(shares, jax.Array) else np
-    sizes = np.array([u.count for u in units], np.int32 if xp is jnp else np.int64)
+    """Rounds by largest remainders to what the shares spend, in weights; every count is at least 1."""
+    static = not isinstance(shares, jax.Array)
+    xp: Any = np if static else jnp
+    sizes = xp.array([u.count for u in units], np.int64 if static else np.int32)
+    weights = xp.array([u.weight for u in units], shares.dtype)
     # Shares a rounding error below an integer are that integer.
-    slack = 1e-9 * np.maximum(1, sizes) if xp is np else 0.0
-    floors = xp.floor(shares + slack).astype(sizes.dtype)
-    remainder = shares - floors.astype(shares.dtype)
-    spare = xp.round(remainder.sum()).astype(sizes.dtype)
-    rank = xp.argsort(xp.argsort(-remainder))
-    counts = xp.clip(floors + (rank < spare).astype(sizes.dtype), np.minimum(sizes, 1), sizes)
-    if xp is np:
-        return [int(c) for c in counts]
-    return [counts[i] for i in range(len(units))]
+    slack = 1e-9 * np.maximum(1, sizes) if static else 0.0
+    counts = xp.clip(xp.floor(shares + slack).astype(sizes.dtype), xp.minimum(sizes, 1), sizes)
+    remainders = shares - counts.astype(shares.dtype)
+
+    def one_more(spare: Any, i: Any) -> tuple[Any, Any]:
+        # Units differ in weight: one is added where that brings the sum nearer to the budget.
+        more = (remainders[i] > 0) & (counts[i] < sizes[i]) & (weights[i] <= 2 * spare)
+        return xp.where(more, spare - weights[i], spare), more
+
+    spare, order = xp.round((remainders * weights).sum()), xp.argsort(-remainders)
+    if not static:
+        return list(counts.at[order].add(jax.lax.scan(one_more, spare, order)[1].astype(counts.dtype)))
+    for i in order:
+        spare, more = one_more(spare, i)
+        counts[i] += more
+    return [int(c) for c in counts]
 
 
 def check_bounds(minimum: float, maximum: float) -> None:
@@ -119,7 +129,8 @@ def check_bounds(minimum: float, maximum: float) -> None:
 uniform = Layerwise(raw=lambda shape: 1.0)
 """The same density for every parameter."""
 
-erk = Layerwise(raw=lambda shape: float(sum(shape)) / float(np.prod(shape)))
+# Scalars have no dimensions and empty arrays no weights: any density is right for them.
+erk = Layerwise(raw=lambda shape: sum(shape) / math.prod(shape) if shape and math.prod(shape) else 1.0)
 """Erdos-Renyi-Kernel: density in proportion to the sum of the dimensions over their product.
 
 References:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import schedules, scores, selection
+from jaxprune._counts import is_traced
 from jaxprune.allocation import uniform
 from jaxprune.compute import Rule
 from jaxprune.pruners._pruner import Context, MaskSettings, Pruner
@@ -162,5 +163,5 @@ def _exchange_leaf(
 
 def check_drop_fraction(value: float) -> None:
     """Raises where a drop fraction lies outside [0, 1]."""
-    if not 0 <= value <= 1:
+    if not is_traced(value) and not 0 <= value <= 1:
         raise ValueError(f"drop_fraction={value}: the fraction of kept weights that change places lies in [0, 1].")

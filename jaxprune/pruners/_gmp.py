@@ -30,8 +30,9 @@ def gmp(
 ) -> Pruner:
     r"""Prunes gradually by magnitude, or by any score, until the target is met at `end`.
 
-    At each mask update the lowest-scored weights are set to zero; a pruned weight has magnitude zero and so
-    stays pruned. `begin == end` is one-shot pruning. N:M has its full pattern from the first update on.
+    At each mask update the lowest-scored weights are set to zero. A pruned weight ranks below all others, whatever
+    the score, and so stays pruned, unless the schedule lets the number of weights grow. `begin == end` is one-shot
+    pruning. N:M has its full pattern from the first update on.
 
     Args:
       sparsity: target fraction of zeros.
@@ -70,7 +71,8 @@ def gmp(
         return dense_masks(params, where), ()
 
     def update(masks: PyTree, state: Any, context: Context) -> tuple[PyTree, Any]:
-        del masks
-        return settings.from_context(context, plan(context.step)), state
+        # Scores alone would not keep pruned weights out: a random one draws them anew, and a signed one has zero,
+        # the score of a pruned weight, above that of weights in use.
+        return settings.from_context(context, plan(context.step), among=masks), state
 
     return Pruner(init, plan.is_update, update)

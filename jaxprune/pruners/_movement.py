@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import schedules, trees
+from jaxprune._counts import is_traced
 from jaxprune.allocation import uniform
 from jaxprune.compute import Rule
-from jaxprune.pruners._pruner import Context, MaskSettings, Pruner, dense_masks
+from jaxprune.pruners._pruner import Context, MaskSettings, Pruner, check_strength, dense_masks
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.trees import PyTree, Where
 
@@ -94,7 +95,7 @@ def soft_movement(
 ) -> Pruner:
     r"""Soft movement pruning: keeps the weights with `sigmoid(S) >= threshold`; the sparsity emerges.
 
-    A penalty on the mean of `sigmoid(S)` pushes scores down: `S <- S - learning_rate (g w + penalty sigmoid'(S))`.
+    A penalty on the sum of `sigmoid(S)` pushes scores down: `S <- S - learning_rate (g w + penalty sigmoid'(S))`.
     No sparsity is promised; read it with `jp.sparsity(jp.get_masks(opt_state), params)`.
 
     Args:
@@ -123,10 +124,10 @@ def soft_movement(
     References:
       Sanh et al. 2020, arXiv 2005.07683.
     """
-    if not 0 < threshold < 1:
+    if not is_traced(threshold) and not 0 < threshold < 1:
         raise ValueError(f"threshold={threshold}: it bounds sigmoid(S), so it lies in (0, 1).")
-    if penalty < 0 or learning_rate < 0:
-        raise ValueError(f"penalty={penalty}, learning_rate={learning_rate}: neither may be negative.")
+    check_strength(penalty, "penalty")
+    check_strength(learning_rate, "learning_rate")
     plan = schedules.constant(begin, 2**31 - 1 if end is None else end, every)
 
     def step(scores: jax.Array, slope: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxprune import masks as masks_
 from jaxprune import scores as scores_
 from jaxprune import trees
+from jaxprune._counts import is_traced
 from jaxprune.allocation import uniform
 from jaxprune.compute import Rule, compute_masks, match_rules
 from jaxprune.scores import Score
@@ -27,7 +28,7 @@ class Context(NamedTuple):
       params: the parameters, before the step (after it, for a pruner with `after_step`).
       grads: the raw gradients.
       key: a PRNG key of this step's own, or None where `sparsify` was given none.
-      stats: the second moment of the inner optimiser, or None where it has none.
+      stats: the second moment of the inner optimiser, zeros before its first step; None where it has none.
     """
 
     step: jax.Array
@@ -91,6 +92,7 @@ class MaskSettings:
         grads: PyTree | None = None,
         key: jax.Array | None = None,
         stats: PyTree | None = None,
+        among: PyTree | None = None,
     ) -> PyTree:
         """Full-shape masks of the current parameters."""
         made = compute_masks(
@@ -105,6 +107,7 @@ class MaskSettings:
             key=key,
             stats=stats,
             progress=progress,
+            among=among,
         )
         return masks_.full_masks(made, params)
 
@@ -123,9 +126,10 @@ class MaskSettings:
             return dense_masks(params, self.where)
         return self.masks(params, progress, key=key)
 
-    def from_context(self, context: Context, progress: jax.Array | None = None) -> PyTree:
+    def from_context(self, context: Context, progress: jax.Array | None = None, among: PyTree | None = None) -> PyTree:
         """Full-shape masks at a mask update."""
-        return self.masks(context.params, progress, grads=context.grads, key=context.key, stats=context.stats)
+        inputs = {"grads": context.grads, "key": context.key, "stats": context.stats}
+        return self.masks(context.params, progress, **inputs, among=among)
 
     def structures(self, params: PyTree) -> list[Structure | None]:
         """The structure of each leaf; None where it is not pruned."""
@@ -143,3 +147,14 @@ def dense_masks(params: PyTree, where: Where = None) -> PyTree:
     """Masks that keep everything, after a check that `where` matches something."""
     trees.resolve_where(where, params)
     return jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params)
+
+
+def check_strength(value: Any, name: str) -> None:
+    """Raises where a strength is negative; a traced one, as of `optax.inject_hyperparams`, passes."""
+    if not is_traced(value) and value < 0:
+        raise ValueError(f"{name}={value}: a strength must not be negative.")
+
+
+def is_off(strength: Any) -> bool:
+    """Whether a strength is known to be zero, so that its term can be left out of the program."""
+    return not is_traced(strength) and not strength

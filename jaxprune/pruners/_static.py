@@ -12,7 +12,7 @@ from jaxprune.allocation import uniform
 from jaxprune.compute import Rule
 from jaxprune.pruners._pruner import Context, MaskSettings, Pruner
 from jaxprune.scores import Score
-from jaxprune.states import hide_like
+from jaxprune.states import given_masks, hide_like
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.trees import PyTree, Where
 
@@ -32,8 +32,8 @@ def static(
     r"""Masks chosen once, when the optimiser state is made.
 
     With `score=jp.scores.saliency` and `grads` this is SNIP, with `jp.scores.grasp(loss)` GraSP, and with
-    `jp.scores.synflow(...)` and `rounds=100` iterative SynFlow. In round r of R the density is `d^(r/R)`, and
-    weights pruned in earlier rounds are zero.
+    `jp.scores.synflow(...)` and `rounds=100` iterative SynFlow. In round r of R the density is `d^(r/R)`; weights
+    pruned in earlier rounds are zero and stay pruned.
 
     Args:
       sparsity: fraction of zeros; not with `masks`.
@@ -70,11 +70,10 @@ def static(
 
     def init(params: PyTree, key: jax.Array | None) -> tuple[PyTree, Any]:
         if masks is not None:
-            mine = hide_like(params, masks)
-            masks_.check_masks_fit(mine, params)
-            return mine, ()
+            return given_masks(params, masks), ()
+        given = None if grads is None else hide_like(params, grads)
         if rounds == 1:
-            return settings.masks(params, grads=grads, key=key), ()
+            return settings.masks(params, grads=given, key=key), ()
         if not isinstance(sparsity, (int, float)):
             raise ValueError(f"rounds={rounds} needs a static sparsity, not {sparsity!r}.")
 
@@ -84,7 +83,8 @@ def static(
             part = (i + 1).astype(jnp.float32) / rounds
             progress = (1 - (1 - target) ** part) / max(target, 1e-12)
             progress = jnp.where(i + 1 >= rounds, 1.0, progress)
-            return settings.masks(masks_.apply_masks(params, current), progress, grads=grads, key=key)
+            left = masks_.apply_masks(params, current)
+            return settings.masks(left, progress, grads=given, key=key, among=current)
 
         dense = jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params)
         return jax.lax.fori_loop(0, rounds, one_round, dense), ()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxprune import schedules, scores
 from jaxprune.allocation import uniform
 from jaxprune.compute import Rule
-from jaxprune.pruners._pruner import Context, MaskSettings, Pruner, dense_masks
+from jaxprune.pruners._pruner import Context, MaskSettings, Pruner, check_strength, dense_masks, is_off
 from jaxprune.scores import Score
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.trees import PyTree, Where
@@ -104,8 +104,7 @@ def sr_ste(
     References:
       Zhou et al. 2021, arXiv 2102.04010.
     """
-    if decay < 0:
-        raise ValueError(f"decay={decay}: a strength must not be negative.")
+    check_strength(decay, "decay")
     return _straight_through(sparsity, decay, begin, end, every, score, structure, allocation, where, rules)
 
 
@@ -151,7 +150,7 @@ def _straight_through(
         init,
         is_update,
         update,
-        regularize=regularize if decay else None,
+        regularize=None if is_off(decay) else regularize,
         moves=False,
         dense_gradients=True,
         dense_parameters=True,

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import scores
-from jaxprune._counts import check_sparsity
+from jaxprune._counts import check_sparsity, is_traced
 from jaxprune.allocation import uniform
 from jaxprune.compute import Rule
-from jaxprune.pruners._pruner import Context, MaskSettings, Pruner
+from jaxprune.pruners._pruner import Context, MaskSettings, Pruner, check_strength, is_off
 from jaxprune.schedules import Schedule
 from jaxprune.scores import Score
 from jaxprune.structures import Structure, Unstructured
@@ -66,13 +66,12 @@ def top_kast(
     """
     check_sparsity(sparsity)
     check_sparsity(backward_sparsity, "backward_sparsity")
-    if backward_sparsity > sparsity:
+    if not is_traced(sparsity) and not is_traced(backward_sparsity) and backward_sparsity > sparsity:
         raise ValueError(
             f"backward_sparsity={backward_sparsity} > sparsity={sparsity}: the backward set holds the forward set, so "
             "backward_sparsity <= sparsity."
         )
-    if penalty < 0:
-        raise ValueError(f"penalty={penalty}: a strength must not be negative.")
+    check_strength(penalty, "penalty")
     last = 2**31 - 1 if end is None else end
     plan = Schedule(jnp.ones_like, 0, last, every)
     forward = MaskSettings(sparsity, score, structure, allocation, where, rules)
@@ -102,7 +101,7 @@ def top_kast(
         init,
         plan.is_update,
         update,
-        regularize=regularize if penalty else None,
+        regularize=None if is_off(penalty) else regularize,
         backward=lambda masks, state: state,
         moves=False,
         dense_parameters=True,

@@ -1,6 +1,7 @@
 """Scores from weights and gradients: first order, and the diagonal of the second."""
 
 import jax
+import jax.numpy as jnp
 
 from jaxprune.scores._score import map_floating, require, widen
 from jaxprune.trees import PyTree
@@ -73,7 +74,8 @@ def fisher(
 
     Args:
       params: parameters `w`.
-      grads: gradients of a batch; `g^2` stands for `E[g^2]` when `stats` is not given.
+      grads: gradients of a batch; `g^2` stands for `E[g^2]` when `stats` is not given, and for each parameter whose
+        statistic is zero everywhere, as Adam's is before its first step.
       key: unused.
       stats: a tree of `E[g^2]`, such as Adam's second moment (`jp.second_moment(opt_state)`) or a mean of squared
         per-example gradients.
@@ -93,10 +95,14 @@ def fisher(
       Theis et al. 2018, arXiv 1801.05787.
     """
     del key
-    if stats is not None:
-        return map_floating(lambda w, s: 0.5 * widen(w) ** 2 * widen(s), params, stats)
-    grads = require(grads, "grads (or stats)", "fisher")
-    return map_floating(lambda w, g: 0.5 * (widen(w) * widen(g)) ** 2, params, grads)
+    if stats is None:
+        grads = require(grads, "grads (or stats)", "fisher")
+        return map_floating(lambda w, g: 0.5 * (widen(w) * widen(g)) ** 2, params, grads)
+    if grads is not None:
+        # Zeros would make all weights equal, and the masks a matter of their order. One test a parameter, not one for
+        # all: masks are made leaf by leaf, and must not wait for each other.
+        stats = map_floating(lambda w, s, g: jnp.where(jnp.any(s != 0), widen(s), widen(g) ** 2), params, stats, grads)
+    return map_floating(lambda w, s: 0.5 * widen(w) ** 2 * widen(s), params, stats)
 
 
 def movement(

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxprune import _sharding
 from jaxprune.scores._score import map_floating, widen
 from jaxprune.trees import PyTree
 
@@ -33,15 +34,22 @@ def lamp(
       Lee et al. 2021, arXiv 2010.07611.
     """
     del grads, key, stats
-    return map_floating(layer_adaptive, params)
+    return map_floating(lambda w: layer_adaptive(abs(w)), params)
 
 
 def layer_adaptive(scores: jax.Array) -> jax.Array:
-    """Divides squared scores by the sum of all squares in the array that are at least as large."""
-    squares = widen(scores) ** 2
-    flat = squares.reshape(-1)
+    """Divides squared scores by the sum of all squares in the array that are at least as large.
+
+    NaN and infinities, which say "rank first" or "rank last", stay as they are and count in no sum.
+    """
+    wide = widen(scores)
+    finite = jnp.isfinite(wide)
+    squares = jnp.where(finite, wide, jnp.zeros((), wide.dtype)) ** 2
+    # A sort needs the whole array on every device.
+    flat = _sharding.gathered(squares).reshape(-1)
     ascending = jnp.sort(flat)
     at_least = jnp.cumsum(ascending[::-1])[::-1]
     position = jnp.searchsorted(ascending, flat, side="left")
-    total = at_least[position].reshape(squares.shape)
-    return jnp.where(squares > 0, squares / jnp.where(total > 0, total, 1), 0)
+    total = _sharding.like(at_least[position].reshape(squares.shape), scores)
+    adapted = jnp.where(squares > 0, squares / jnp.where(total > 0, total, 1), 0)
+    return jnp.where(finite, adapted, wide)

@@ -39,7 +39,7 @@ def require(value: PyTree | None, name: str, score: str) -> PyTree:
     """Returns a value that a score cannot do without, or raises a ValueError that says how to give it."""
     if value is None:
         raise ValueError(
-            f"the score {score} needs {name}=; pass it to compute_masks, or use the score inside jp.sparsify, whose "
-            "update has the gradients (and give sparsify a key for random scores)."
+            f"the score {score} needs {name}=. Pass it to compute_masks, or to jp.pruners.static, which chooses before "
+            "there are gradients; other pruners have them in each update. A key goes to jp.sparsify."
         )
     return value

@@ -61,6 +61,18 @@ def test_minimum_and_maximum_density(name):
         made(leaves, UNITS, 0.2, None)
 
 
+@pytest.mark.parametrize("progress", [0.25, 0.5, 1.0])
+def test_a_maximum_density_on_the_way_to_the_target_goes_by_score(progress):
+    rng = np.random.default_rng(0)
+    leaves = [rng.random((20, 20), np.float32) for _ in "ab"]
+    units = [Units(name, (20, 20), 400, 1) for name in "ab"]
+    made = dataclasses.replace(jp.allocation.global_, maximum_density=0.3)
+    masks = made([jnp.asarray(s) for s in leaves], units, 0.8, jnp.float32(progress))
+    assert sum(int(m.sum()) for m in masks) == 800 - round(640 * progress)
+    for leaf, mask in zip(leaves, map(np.asarray, masks), strict=True):
+        assert leaf[mask].min() > leaf[~mask].max()
+
+
 def test_a_fixed_parameter():
     leaves = [jnp.asarray(s) for s in scores()]
     units = [UNITS[0], dataclasses.replace(UNITS[1], sparsity=0.2), UNITS[2]]

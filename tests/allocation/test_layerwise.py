@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -105,6 +106,38 @@ def test_fixed_sparsities_take_their_part_of_the_budget():
         assert abs(sum(counts) - round(0.4 * 777)) <= 1
     everything = weights([(10, 10), (20, 30)], p0=0.5, p1=0.7)
     assert allocation.uniform.counts(everything, 0.0) == [50, 180]
+
+
+@FAST
+@given(
+    st.lists(st.tuples(st.integers(2, 40), st.sampled_from([1, 10, 300, 1000])), min_size=1, max_size=12),
+    st.floats(0.01, 0.5),
+)
+def test_units_of_unequal_weight_meet_the_budget_to_one_unit(leaves, sparsity):
+    units = [Units(str(i), (count, weight), count, weight) for i, (count, weight) in enumerate(leaves)]
+    weights = [u.weight for u in units]
+    exact = sum((1 - sparsity) * u.count * u.weight for u in units)
+    counts = allocation.uniform.counts(units, sparsity)
+    assert abs(np.dot(counts, weights) - exact) <= max(weights) / 2 + 1
+    for count, unit in zip(counts, units, strict=True):
+        assert abs(count - (1 - sparsity) * unit.count) <= 1 + 1 / unit.weight
+
+
+@pytest.mark.parametrize("sparsity", [0.55, 0.54, 0.46, 0.45])
+def test_a_traced_sparsity_gives_the_counts_of_a_static_one(sparsity):
+    units = [Units(f"large{i}", (10, 1000), 10, 1000) for i in range(9)]
+    units += [Units(f"small{i}", (10, 10), 10, 10) for i in range(9)]
+    counts = jax.jit(lambda s: allocation.uniform.counts(units, s))(jnp.float32(sparsity))
+    kept = sum(int(c) * u.weight for c, u in zip(counts, units, strict=True))
+    assert abs(kept - (1 - sparsity) * 90_900) <= 500
+    static = allocation.uniform.counts(units, sparsity)
+    assert abs(kept - np.dot(static, [u.weight for u in units])) <= 1000
+
+
+def test_erk_of_scalars_and_of_empty_arrays():
+    units = [Units("w", (4, 4), 16, 1), Units("scalar", (), 1, 1), Units("empty", (0, 4), 0, 1)]
+    assert sum(allocation.erk.counts(units, 0.5)) in (8, 9)
+    assert allocation.erk.counts(units, 0.5)[1:] == [1, 0]
 
 
 def test_explicit_by_path():

@@ -24,6 +24,7 @@ PARAMS, GRADS, STATS = ({"w": jnp.asarray(a)} for a in (W, G, S))
         (scores.fisher, {"grads": GRADS}, 0.5 * W**2 * G**2),
         (scores.fisher, {"stats": STATS}, 0.5 * W**2 * S),
         (scores.fisher, {"grads": GRADS, "stats": STATS}, 0.5 * W**2 * S),
+        (scores.fisher, {"grads": GRADS, "stats": {"w": jnp.zeros((4, 5))}}, 0.5 * W**2 * G**2),
         (scores.movement, {"grads": GRADS}, -W * G),
     ],
 )
@@ -79,6 +80,20 @@ def test_lamp_against_quadratic_time(kind):
     if kind != "zeros":
         order = np.argsort(np.abs(made).reshape(-1), kind="stable")
         assert (np.diff(np.asarray(got).reshape(-1)[order]) >= 0).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_lamp_keeps_broken_weights_visible(bad):
+    """They rank first, and leave the other scores as they are."""
+    params = {"w": jnp.asarray(np.append(W.reshape(-1), np.float32(bad)))}
+    got = np.asarray(scores.lamp(params)["w"])
+    np.testing.assert_allclose(got[:-1], scores.lamp(PARAMS)["w"].reshape(-1), rtol=1e-6)
+    assert np.isnan(got[-1]) if np.isnan(bad) else got[-1] == np.inf
+    for allocation in (jp.allocation.lamp, jp.allocation.global_normalized):
+        mask = jp.compute_masks(params, 0.9, where="w", allocation=allocation)["w"]
+        assert mask.tolist() == [False] * 7 + [bool(i == np.argmax(np.abs(W).reshape(-1))) for i in range(7, 20)] + [
+            True
+        ]
 
 
 # GraSP
@@ -145,6 +160,19 @@ def test_synflow_by_hand_and_conservation():
     np.testing.assert_allclose(got["b"], b * a.sum(0)[:, None], rtol=1e-5)
     # The flow is conserved from layer to layer.
     np.testing.assert_allclose(got["a"].sum(), got["b"].sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_synflow_of_16_bit_parameters_is_that_of_their_values(dtype):
+    # The flow through four layers of 64 overflows float16.
+    narrow = {name: jnp.asarray(4 * RNG.standard_normal((64, 64)), dtype) for name in "abcd"}
+    wide = jax.tree.map(lambda w: w.astype(jnp.float32), narrow)
+    got = scores.synflow(layers, jnp.zeros((1, 64), dtype))(narrow)
+    want = scores.synflow(layers, jnp.zeros((1, 64)))(wide)
+    for name in narrow:
+        assert got[name].dtype == jnp.float32
+        np.testing.assert_array_equal(got[name], want[name])
+        assert jnp.isfinite(got[name]).all()
 
 
 def test_synflow_does_not_see_the_data_or_the_signs():

@@ -139,6 +139,74 @@ def test_masks_without_jit_and_without_a_mesh_in_context(kind: str) -> None:
         np.testing.assert_array_equal(made[name], mask)
 
 
+SHARD_MAP: dict[str, dict[str, Any]] = {
+    "uniform": {"sparsity": 0.7},
+    "global": {"sparsity": 0.7, "allocation": jp.allocation.global_},
+    "nm-wide": {"sparsity": None, "structure": jp.NM(8, 32, axis=-1)},
+}
+
+
+@pytest.mark.parametrize("how", SHARD_MAP)
+def test_inside_shard_map_each_device_selects_within_its_shard(how: str) -> None:
+    mesh, given = make_mesh("auto"), dict(SHARD_MAP[how])
+    sparsity = given.pop("sparsity")
+    # One parameter differs between devices, the other does not; ties take a second search.
+    params = {k: v for k, v in one_device_params(several=True).items() if v.shape == SHAPE}
+    specs = {"tied": ALL_ROWS, "distinct": PartitionSpec()}
+    # Under a global threshold the masks of both differ between devices.
+    out = {"tied": ALL_ROWS, "distinct": ALL_ROWS if how == "global" else PartitionSpec()}
+    select = functools.partial(compute_masks, sparsity=sparsity, **given)
+    made = jax.jit(jax.shard_map(select, mesh=mesh, in_specs=(specs,), out_specs=out))(params)
+    rows = SHAPE[0] // DEVICES
+    shards = [select({**params, "tied": params["tied"][i * rows : (i + 1) * rows]}) for i in range(DEVICES)]
+    for name in params:
+        apart = out[name] == ALL_ROWS
+        expected = np.concatenate([s[name] for s in shards]) if apart else shards[0][name]
+        np.testing.assert_array_equal(made[name], expected)
+
+
+def test_training_inside_shard_map() -> None:
+    params = {"w": jnp.asarray(one_device_params()["tied"])}
+    tx = jp.sparsify(optax.sgd(0.1), pruners.rigl(0.7, begin=0, every=1, end=4), key=jax.random.key(0))
+
+    def train_shard(params: Any) -> Any:
+        updates, state = tx.update(jax.tree.map(jnp.cos, params), tx.init(params), params)
+        return jp.get_masks(state), optax.apply_updates(params, updates)
+
+    step = jax.shard_map(train_shard, mesh=make_mesh("auto"), in_specs=(ALL_ROWS,), out_specs=ALL_ROWS)
+    made, after = jax.jit(step)(params)
+    assert [int(m.sum()) for m in np.split(np.asarray(made["w"]), DEVICES)] == [round(0.3 * 8 * 128)] * DEVICES
+    assert bool(((after["w"] == 0) | made["w"]).all())
+
+
+LAMP: dict[str, dict[str, Any]] = {
+    "score": {"score": jp.scores.lamp},
+    "allocation": {"allocation": jp.allocation.lamp},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", LAMP)
+def test_lamp(kind: str, how: str) -> None:
+    """The one score that sorts: it gathers, and gives the masks of one device, sharded as the parameters are."""
+    mesh = make_mesh(kind)
+    with jax.set_mesh(mesh):
+        params = shard(one_device_params(), mesh, BOTH)
+        made = jax.jit(lambda p: masks.full_masks(compute_masks(p, 0.7, **LAMP[how]), p))(params)
+    assert_sharded_alike(made, params)
+    expected = compute_masks(jax.tree.map(jnp.asarray, one_device_params()), 0.7, **LAMP[how])
+    np.testing.assert_array_equal(made["tied"], expected["tied"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_starts_without_a_mesh_in_context(kind: str) -> None:
+    params = shard(one_device_params(), make_mesh(kind), BOTH)
+    given = jax.tree.map(lambda p: np.arange(p.size).reshape(p.shape) % 2 == 0, one_device_params())
+    for pruner in (pruners.rigl(0.7, every=1, end=4), pruners.static(masks=given)):
+        state: Any = jp.sparsify(optax.sgd(0.1), pruner, key=jax.random.key(0)).init(params)
+        assert_sharded_alike(state.masks, params)
+
+
 PRUNERS = {
     "gmp": (pruners.gmp(0.7, begin=0, end=2), COLUMNS, False),
     "gmp-packed": (pruners.gmp(0.7, begin=0, end=2), BOTH, True),
