@@ -120,13 +120,13 @@ def bar(items: Iterable[Any], show: bool, description: str) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def counter(show: bool, total: int, description: str) -> Iterator[Callable[[], None]]:
+def counter(show: bool, total: int, description: str) -> Iterator[Callable[[int], None]]:
     """A progress bar that is moved on by hand."""
     if not show:
-        yield lambda: None
+        yield lambda steps: None
         return
     from rich.progress import Progress
 
     with Progress() as progress:
         task = progress.add_task(description, total=total)
-        yield lambda: progress.advance(task)
+        yield lambda steps: progress.advance(task, steps)
