@@ -97,9 +97,9 @@ class Operand:
         scaled = weights(jnp.ones_like(leaf)) * view(leaf).astype(jnp.float32)
         if _close(value, scaled) and _close(weights(2 * leaf), 2 * value):
             return dataclasses.replace(self, linear=True), ""
-        some = jax.random.bernoulli(jax.random.key(0), 0.5, leaf.shape)
+        some = np.random.default_rng(0).integers(0, 2, leaf.shape, bool)  # jax.random takes seconds to compile
         masked = weights(jnp.where(some, leaf, jnp.zeros((), leaf.dtype)))
-        if bool(jnp.all(jnp.isfinite(masked) & (view(some) | (masked == 0)))):
+        if _zero_outside(masked, view(some)):
             return self, ""
         steps = ", ".join(_steps(self.matrix.arrangement))
         return self, f"its zeros are no zeros of what data is multiplied with: the function changes them ({steps})"
@@ -122,9 +122,16 @@ def _steps(arrangement: Arrangement) -> list[str]:
     return [step.primitive for step in arrangement.view if isinstance(step, Pointwise) and step.primitive not in CASTS]
 
 
-def _close(a: jax.Array, b: jax.Array) -> bool:
+# Compiled by shape: layers that are alike share it.
+@jax.jit
+def _close(a: jax.Array, b: jax.Array) -> jax.Array:
     largest = jnp.max(jnp.abs(b), initial=0, where=jnp.isfinite(b))
-    return bool(jnp.all(jnp.isclose(a, b, rtol=_ROUNDING, atol=1e-6 * largest, equal_nan=True)))
+    return jnp.all(jnp.isclose(a, b, rtol=_ROUNDING, atol=1e-6 * largest, equal_nan=True))
+
+
+@jax.jit
+def _zero_outside(weights: jax.Array, mask: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(weights) & (mask | (weights == 0)))
 
 
 def find_operands(layers: Layers, matrices: Iterable[Matrix]) -> dict[str, Operand]:
