@@ -36,6 +36,10 @@ def prune_one_shot(
     Memory: the statistics of all layers at once; for a method on Gram matrices that is 4 K^2 bytes for each distinct
     input of K features. `prune_sequential` holds those of one layer (or block) only.
 
+    Where the function masks or scales a parameter before it multiplies with it, the product is what is scored, repaired
+    and measured. Where it does something else that keeps zeros (a weight norm), the parameter is only masked; where
+    zeros would not stay (standardised weights, a sum with a low-rank update), it is left out, and the result says so.
+
     Args:
       apply_fn: a pure function of parameters and arguments.
       params: its parameters.
