@@ -120,13 +120,13 @@ def bar(items: Iterable[Any], show: bool, description: str) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def counter(show: bool, total: int, description: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar that is moved on by hand."""
+def counter(show: bool, total: int, description: str) -> Iterator[Callable[..., None]]:
+    """A progress bar that is moved on by hand: by one step, or by so many."""
     if not show:
-        yield lambda steps: None
+        yield lambda steps=1: None
         return
     from rich.progress import Progress
 
     with Progress() as progress:
         task = progress.add_task(description, total=total)
-        yield lambda steps: progress.advance(task, steps)
+        yield lambda steps=1: progress.advance(task, steps)

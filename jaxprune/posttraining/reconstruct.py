@@ -201,7 +201,7 @@ class _Reconstruction(Walk):
             leaf = jnp.asarray(self.leaves[k])
             self.leaves[k] = leaf.at[index].set(_zeroed(new.astype(leaf.dtype), mask))
             if k in self.pruned:
-                self.advance(1)
+                self.advance()
 
 
 def _training(code: Code, outputs: tuple[int, ...], own: tuple[int, ...], tx: Any) -> tuple[Any, Any]:
