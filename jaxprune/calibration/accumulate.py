@@ -48,7 +48,7 @@ def calibrate(
 
     Raises:
       ValueError: there are no batches, or no rows with a weight; nothing is covered, or not everything under `strict`;
-        `init` has statistics of other inputs.
+        `init` has statistics of other inputs, or of another kind.
 
     Example:
       >>> import jax.numpy as jnp
@@ -78,12 +78,7 @@ def calibrate(
             total = first(params, args)
             continue
         if seen == 1:
-            wanted = jax.eval_shape(tapped, params, *args)[1]
-            if jax.tree.structure(wanted) != jax.tree.structure(total):
-                raise ValueError(
-                    f"init has statistics of other inputs, of {', '.join(total.names)}, than this function with this "
-                    f"`stat` and `where`, of {', '.join(wanted.names)}."
-                )
+            _check_same(total, jax.eval_shape(tapped, params, *args)[1])
         total = step(total, params, args)
     if total is None or not seen:
         raise ValueError("calibrate: there are no batches, so there is nothing to learn from.")
@@ -91,6 +86,22 @@ def calibrate(
     if empty:
         raise ValueError(f"calibrate: no rows with a weight reached {', '.join(empty)}; check `weights` and the data.")
     return total
+
+
+def _check_same(init: Statistics, wanted: Statistics) -> None:
+    """Raises where statistics to go on from are not such as those that will be added; sums would broadcast."""
+    if wanted.inputs != init.inputs:
+        raise ValueError(
+            f"init has statistics of other inputs, of {', '.join(init.names)}, than this function with this "
+            f"`stat` and `where`, of {', '.join(wanted.names)}."
+        )
+    for source, value in wanted.values.items():
+        given, needed = (jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", x) for x in (init.values[source], value))
+        if given != needed:
+            raise ValueError(
+                f"init has another statistic of the inputs of {source!r}, {given}, than `stat` takes, {needed}; go on "
+                "from what the same `stat` gave for the same model."
+            )
 
 
 def as_arguments(batch: Any) -> tuple[Any, ...]:
@@ -109,13 +120,13 @@ def bar(items: Iterable[Any], show: bool, description: str) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def counter(show: bool, total: int, description: str) -> Iterator[Callable[[], None]]:
-    """A progress bar that is moved on by hand."""
+def counter(show: bool, total: int, description: str) -> Iterator[Callable[..., None]]:
+    """A progress bar that is moved on by hand: by one step, or by so many."""
     if not show:
-        yield lambda: None
+        yield lambda steps=1: None
         return
     from rich.progress import Progress
 
     with Progress() as progress:
         task = progress.add_task(description, total=total)
-        yield lambda: progress.advance(task)
+        yield lambda steps=1: progress.advance(task, steps)

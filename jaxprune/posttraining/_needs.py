@@ -37,6 +37,11 @@ def shape_of(matrix: Matrix, layers: Layers) -> tuple[int, ...]:
     return tuple(jax.eval_shape(matrix.arrangement.to_matrix, layers.leaves[matrix.leaf]).shape)
 
 
+def stack_of(matrix: Matrix, layers: Layers) -> tuple[int, ...]:
+    """How many layers a matrix has along each loop over them; `()` for a matrix by itself."""
+    return shape_of(matrix, layers)[: matrix.arrangement.stacked]
+
+
 def squares_of(matrix: Matrix, stats: Statistics, shape: tuple[int, ...]) -> jax.Array:
     """The squared norm of every input of a matrix, float32[*stack, *batch, in]: what `column_norms` sums.
 

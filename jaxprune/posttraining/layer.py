@@ -11,9 +11,9 @@ import numpy as np
 from jax import lax
 
 from jaxprune.posttraining._method import Method
+from jaxprune.posttraining._operands import Use, as_weights, unscaled
 from jaxprune.structures import Structure
 from jaxprune.tracing.matrices import Arrangement, Matrix
-from jaxprune.tracing.views import CASTS, Pointwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,8 @@ class LayerReport:
       shape: (*stack, *batch, out, in).
       sparsity: the fraction of zeros.
       error: `|Y - Y'| / |Y|` of the layer's outputs on the calibration inputs, from the Gram matrix; where the method
-        has column norms only, the inputs are taken as uncorrelated (see `exact_error`).
+        has column norms only, the inputs are taken as uncorrelated (see `exact_error`). Under `target="dense"` of
+        `prune_sequential`, Y is what the weights give that were corrected for the change of their inputs.
       exact_error: whether `error` comes from the whole Gram matrix.
       rows: over how many rows the statistic was taken, on average over a batch of matrices.
       facts: what the method says: the damping that was used, whether it fell back, iterations; the worst of a stack.
@@ -63,6 +64,8 @@ def prune_matrix(
     structure: Structure,
     index: Sequence[int] = (),
     cross: jax.Array | None = None,
+    use: Use | None = None,
+    note: str = "",
 ) -> tuple[jax.Array, jax.Array, LayerReport]:
     """Prunes one matrix of a parameter.
 
@@ -78,6 +81,8 @@ def prune_matrix(
       structure: what is pruned together.
       index: which layer of a stack; the whole stack where it is left out.
       cross: the Gram matrix of the dense inputs with these, where the dense output is the target.
+      use: what the function makes of the parameter, where it changes values before it multiplies with them.
+      note: what the caller wants a reader to know.
 
     Returns:
       The new parameter, its new mask, and the report.
@@ -91,11 +96,8 @@ def prune_matrix(
             "data that reaches it, or leave it out with `where`."
         )
     steps = tuple(jnp.asarray(k, jnp.int32) for k in index)
-    updated, note = repairable(matrix.arrangement)
-    unseen = ~(np.asarray(count) > 0)
-    if unseen.any():
-        missing = f"{unseen.sum()} of {unseen.size} saw no rows, and were pruned as if all inputs were alike"
-        note = f"{note}; {missing}" if note else missing
+    operand, scale = (None, None) if use is None else (use.weights(leaf), use.scale(leaf))
+    unseen = _unseen(stat, count)
     # A float is static: host integers count exactly, float32 does not.
     fixed, each = (None, jnp.asarray(sparsity, jnp.float32)) if isinstance(sparsity, np.ndarray) else (sparsity, None)
     leaf, mask, measured = _prune(
@@ -106,38 +108,59 @@ def prune_matrix(
         steps,
         cross,
         jnp.asarray(unseen) if unseen.any() else None,
+        operand,
+        scale,
         matrix.arrangement,
         method,
         structure,
         fixed,
-        updated,
     )
+    if use is not None:
+        # What the function makes of the new values is known after all of them are there.
+        measured["error"] = _error(operand, use.weights(leaf), stat, cross)
     measured = jax.device_get(measured)
     facts = {key: np.max(value).item() for key, value in measured["facts"].items()}
     shape = jax.eval_shape(lambda leaf: matrix.arrangement.to_matrix(leaf, index), leaf).shape
+    exact = gram_of(stat, shape) is not None
+    least = np.min(np.asarray(count), where=~unseen, initial=np.inf)
+    remarks = (
+        note,
+        "" if use is None else use.note,
+        f"{unseen.sum()} of {unseen.size} saw no rows but zeros, and were pruned as if all inputs were alike"
+        if unseen.any()
+        else "",
+        f"{least:.0f} rows for {shape[-1]} inputs: the Gram matrix is singular but for the damping; give more data"
+        if exact and least < shape[-1]
+        else "",
+    )
     report = LayerReport(
         name=matrix.name,
         index=tuple(index),
         shape=tuple(shape),
         sparsity=1 - float(measured["kept"]),
         error=float(measured["error"]),
-        exact_error=gram_of(stat, shape) is not None,
+        exact_error=exact,
         rows=float(np.mean(count)),
         facts=facts,
-        note=note,
+        note="; ".join(filter(None, remarks)),
     )
     return leaf, mask, report
 
 
-def repairable(arrangement: Arrangement) -> tuple[bool, str]:
-    """Whether new values of the operand are new values of the parameter."""
-    steps = [step.primitive for step in arrangement.view if isinstance(step, Pointwise) and step.primitive not in CASTS]
-    if all(name == "select_n" for name in steps):
-        return True, ""
-    return False, f"masked only: the function changes its values before use ({', '.join(steps)})"
+def _unseen(stat: Any, count: Any) -> np.ndarray:
+    """Which matrices of a batch no data reached: there were no rows, or zeros only, as where experts get none."""
+    count = np.asarray(count)
+    return ~(count > 0) | np.asarray(_is_zero(stat, count.ndim))
 
 
-@functools.partial(jax.jit, static_argnames=("arrangement", "method", "structure", "sparsity", "updated"))
+@functools.partial(jax.jit, static_argnums=1)
+def _is_zero(stat: Any, rank: int) -> Any:
+    found = [leaf for leaf in jax.tree.leaves(stat) if leaf.ndim > rank]
+    zero = [jnp.all(leaf == 0, tuple(range(rank, leaf.ndim))) for leaf in found]
+    return functools.reduce(jnp.logical_and, zero) if zero else False
+
+
+@functools.partial(jax.jit, static_argnames=("arrangement", "method", "structure", "sparsity"))
 def _prune(
     leaf: jax.Array,
     mask: jax.Array,
@@ -146,26 +169,70 @@ def _prune(
     index: tuple[jax.Array, ...],
     cross: jax.Array | None,
     unseen: jax.Array | None,
+    operand: jax.Array | None,
+    scale: jax.Array | None,
     arrangement: Arrangement,
     method: Method,
     structure: Structure,
     sparsity: float | None,
-    updated: bool,
 ) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
-    dense = arrangement.to_matrix(leaf, index).astype(jnp.float32)
-    start = dense if cross is None else _map(correct, dense.ndim - 2)(dense, _need_gram(stat, dense), cross)
+    own, dense = arrangement.to_matrix(leaf, index), as_weights(leaf, operand, arrangement, index)
+    start = _target(dense, stat, cross)
     each = None if sparsities is None else jnp.broadcast_to(_behind(sparsities, dense.ndim - 2), dense.shape[:-2])
 
     def solve(weights: jax.Array, stat: Any, own: jax.Array | None) -> Any:
         return method(weights, stat, sparsity if own is None else own, structure)
 
     seen = stat if unseen is None else _filled(stat, unseen, method, dense.shape[-1])
-    new, keep, facts = _map(solve, dense.ndim - 2)(start, seen, each)
-    # The mask comes after the cast, so that zeros are zeros in every dtype.
-    new = jnp.where(keep, (new if updated else dense).astype(leaf.dtype), jnp.zeros((), leaf.dtype))
-    error = relative_error(start, new.astype(jnp.float32), stat)
-    measured = {"kept": jnp.mean(keep.astype(jnp.float32)), "error": error, "facts": facts}
+    new, keep, facts = over_axes(solve, dense.ndim - 2)(start, seen, each)
+    new, keep = settle(new, keep, dense, own, operand, scale)
+    measured = {"kept": jnp.mean(keep.astype(jnp.float32)), "facts": facts}
+    if operand is None:
+        measured["error"] = relative_error(start, new.astype(jnp.float32), stat)
     return arrangement.from_matrix(new, leaf, index), arrangement.from_matrix(keep, mask, index), measured
+
+
+@jax.jit
+def _error(weights: jax.Array, new: jax.Array, stat: Any, cross: jax.Array | None) -> jax.Array:
+    return relative_error(_target(weights, stat, cross), new, stat)
+
+
+def settle(
+    new: jax.Array,
+    keep: jax.Array,
+    dense: jax.Array,
+    own: jax.Array,
+    operand: jax.Array | None = None,
+    scale: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The values of a parameter for what a method makes of weights, and which are kept.
+
+    Args:
+      new: float32[..., out, in], the new weights.
+      keep: bool[..., out, in], those that the method keeps.
+      dense: float32[..., out, in], the weights before.
+      own: [..., out, in], the parameter before.
+      operand: `dense` where the function changes the values of the parameter before use.
+      scale: float32[..., out, in], what it multiplies them with; None where it does something else, which leaves only
+        zeros as they are.
+
+    Returns:
+      [..., out, in], of the dtype of the parameter; and bool[..., out, in].
+    """
+    if operand is not None:  # what the function makes zero of all values is pruned already
+        keep &= (operand if scale is None else scale) != 0
+    # What the method leaves alone keeps all its bits: float32 has fewer than float64.
+    changed = (new != dense) & (operand is None or scale is not None)
+    values = jnp.where(changed, unscaled(new, scale).astype(own.dtype), own)
+    # The mask comes after the cast, so that zeros are zeros in every dtype.
+    return jnp.where(keep, values, jnp.zeros((), own.dtype)), keep
+
+
+def _target(weights: jax.Array, stat: Any, cross: jax.Array | None) -> jax.Array:
+    """The weights whose outputs are to be kept."""
+    if cross is None:
+        return weights
+    return over_axes(correct, weights.ndim - 2)(weights, _need_gram(stat, weights), cross)
 
 
 def _behind(value: Any, rank: int) -> jax.Array:
@@ -174,7 +241,8 @@ def _behind(value: Any, rank: int) -> jax.Array:
     return value.reshape(*value.shape, *[1] * (rank - value.ndim))
 
 
-def _map(function: Any, times: int) -> Any:
+def over_axes(function: Any, times: int) -> Any:
+    """The function of one matrix as one of a stack with so many axes in front."""
     for _ in range(times):
         function = jax.vmap(function)
     return function

@@ -1,5 +1,6 @@
 """`prune_one_shot`: statistics of all layers in one pass over the data, then each layer by itself."""
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,11 +11,10 @@ from jaxprune.calibration.accumulate import as_arguments, bar
 from jaxprune.calibration.capture import Weights
 from jaxprune.posttraining._method import Method
 from jaxprune.posttraining.layer import prune_matrix
-from jaxprune.posttraining.result import Apply, Pruned, Sparsity, chosen_matrices, finish, sparsity_of, start_masks
+from jaxprune.posttraining.result import Apply, Pruned, Sparsity, choose_matrices, finish, sparsity_of, start_masks
 from jaxprune.structures import Structure, Unstructured
-from jaxprune.tracing.coverage import find_coverage
 from jaxprune.tracing.layers import read_layers
-from jaxprune.trees import PyTree, Where, paths, resolve_where
+from jaxprune.trees import PyTree, Where, paths
 
 
 def prune_one_shot(
@@ -36,6 +36,10 @@ def prune_one_shot(
     Memory: the statistics of all layers at once; for a method on Gram matrices that is 4 K^2 bytes for each distinct
     input of K features. `prune_sequential` holds those of one layer (or block) only.
 
+    Where the function masks or scales a parameter before it multiplies with it, the product is what is scored, repaired
+    and measured. Where it does something else that keeps zeros (a weight norm), the parameter is only masked; where
+    zeros would not stay (standardised weights, a sum with a low-rank update), it is left out, and the result says so.
+
     Args:
       apply_fn: a pure function of parameters and arguments.
       params: its parameters.
@@ -49,7 +53,7 @@ def prune_one_shot(
         tables that are the head as well.
       weights: what each row of the data counts for, as for `calibrate`.
       stats: statistics that `calibrate` gave for `method.stat`; the batches are then read for their shapes only.
-      strict: raise where a parameter that `where` chooses is not covered.
+      strict: raise where a parameter that `where` chooses cannot be pruned; else the result says which, and why.
       progress: show a progress bar.
 
     Returns:
@@ -69,27 +73,26 @@ def prune_one_shot(
       >>> float((pruned.params["a"] == 0).mean())
       0.5
     """
-    batches = list(map(as_arguments, batches))
-    if not batches:
+    batches = map(as_arguments, batches)
+    first = next(batches, None)
+    if first is None:
         raise ValueError("prune_one_shot: there are no batches, so there is nothing to learn from.")
-    layers = read_layers(apply_fn, params, *batches[0])
-    matrices = chosen_matrices(layers, where, params)
-    shares = sparsity_of(matrices, sparsity, structure)
+    layers = read_layers(apply_fn, params, *first)
+    choice = choose_matrices(layers, where, params, strict)
+    shares = sparsity_of(choice.matrices, sparsity, structure)
     if stats is None:
-        chosen = {matrix.path for matrix in matrices}
-        if strict:
-            find_coverage(layers, jax.tree.leaves(resolve_where(where, params)), strict=True)
+        chosen = {matrix.path for matrix in choice.matrices}
         stats = calibrate(
             apply_fn,
             params,
-            batches,
+            itertools.chain([first], batches),
             method.stat,
             where=jax.tree.unflatten(jax.tree.structure(params), [path in chosen for path in paths(params)]),
             weights=weights,
             progress=progress,
         )
-    leaves, masks, reports = jax.tree.leaves(params), start_masks(layers, matrices), []
-    for matrix in bar(matrices, progress, "prune"):
+    leaves, masks, reports = jax.tree.leaves(params), start_masks(jax.tree.leaves(params), choice.matrices), []
+    for matrix in bar(choice.matrices, progress, "prune"):
         k = matrix.leaf
         leaves[k], masks[k], report = prune_matrix(
             matrix,
@@ -100,6 +103,7 @@ def prune_one_shot(
             method,
             shares[matrix.name],
             structure,
+            use=choice.use(matrix, leaves),
         )
         reports.append(report)
-    return finish(params, leaves, masks, reports)
+    return finish(params, leaves, masks, reports, choice.skipped)

@@ -14,7 +14,8 @@ from jaxprune._counts import check_sparsity
 from jaxprune.calibration.capture import Statistics
 from jaxprune.posttraining._method import check_positive
 from jaxprune.posttraining._needs import check_leaves, layers_of, shape_of, squares_of
-from jaxprune.posttraining.result import chosen_matrices
+from jaxprune.posttraining._operands import as_weights
+from jaxprune.posttraining.result import choose_matrices
 from jaxprune.posttraining.stages import Frame
 from jaxprune.posttraining.units import Blocks
 from jaxprune.tracing.layers import Layers
@@ -82,7 +83,8 @@ def owl(
     if not 0 <= spread < 1:
         raise ValueError(f"spread={spread}: half of the widest difference between sparsities, in [0, 1) (0.08).")
     layers = layers_of(model)
-    matrices = chosen_matrices(layers, where, params)
+    choice = choose_matrices(layers, where, params)
+    matrices = choice.matrices
     check_statistics(matrices, stats, "owl")
     leaves, keys = check_leaves(layers, params), _Keys(layers, blocks)
     members: dict[Hashable, list[tuple[Matrix, tuple[int, ...]]]] = {}
@@ -91,13 +93,21 @@ def owl(
         for index in keys.indices(matrix, shapes[matrix.name]):
             members.setdefault(keys.of(matrix, index), []).append((matrix, index))
     size = {name: math.prod(shape[len(keys.stack(name, shape)) :]) for name, shape in shapes.items()}
+    uses = {matrix.name: choice.use(matrix, leaves) for matrix in matrices}
+    operands = {m.name: None if (use := uses[m.name]) is None else use.weights(leaves[m.leaf]) for m in matrices}
     roots = {matrix.name: jnp.sqrt(squares_of(matrix, stats, shapes[matrix.name])) for matrix in matrices}
 
     def over(measure: Any, *more: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A number of each layer of each matrix."""
         return {
             m.name: np.asarray(
-                measure(leaves[m.leaf], roots[m.name], *(x[m.name] for x in more), arrangement=m.arrangement),
+                measure(
+                    leaves[m.leaf],
+                    operands[m.name],
+                    roots[m.name],
+                    *(x[m.name] for x in more),
+                    arrangement=m.arrangement,
+                ),
                 np.float64,
             )
             for m in matrices
@@ -154,21 +164,21 @@ class _Keys:
         return self.blocks.key(matrix, self.frame), index
 
 
-def _products(leaf: Any, roots: Any, arrangement: Arrangement) -> tuple[jax.Array, tuple[int, ...]]:
+def _products(leaf: Any, operand: Any, roots: Any, arrangement: Arrangement) -> tuple[jax.Array, tuple[int, ...]]:
     """The weights times the norms of their inputs, and the axes within a layer."""
-    products = jnp.abs(arrangement.to_matrix(leaf).astype(jnp.float32)) * roots[..., None, :]
+    products = jnp.abs(as_weights(leaf, operand, arrangement)) * roots[..., None, :]
     return products, tuple(range(arrangement.stacked, products.ndim))
 
 
 @functools.partial(jax.jit, static_argnames="arrangement")
-def _mean(leaf: Any, roots: Any, arrangement: Arrangement) -> jax.Array:
-    products, axes = _products(leaf, roots, arrangement)
+def _mean(leaf: Any, operand: Any, roots: Any, arrangement: Arrangement) -> jax.Array:
+    products, axes = _products(leaf, operand, roots, arrangement)
     return jnp.mean(products, axes)
 
 
 @functools.partial(jax.jit, static_argnames="arrangement")
-def _above(leaf: Any, roots: Any, limits: Any, arrangement: Arrangement) -> jax.Array:
-    products, axes = _products(leaf, roots, arrangement)
+def _above(leaf: Any, operand: Any, roots: Any, limits: Any, arrangement: Arrangement) -> jax.Array:
+    products, axes = _products(leaf, operand, roots, arrangement)
     return jnp.mean((products > jnp.expand_dims(limits, axes)).astype(jnp.float32), axes)
 
 

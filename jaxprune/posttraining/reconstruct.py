@@ -15,7 +15,7 @@ from jaxprune import trees
 from jaxprune.calibration.accumulate import counter
 from jaxprune.calibration.statistics import column_norms
 from jaxprune.posttraining._method import check_positive
-from jaxprune.posttraining._needs import check_leaves
+from jaxprune.posttraining._needs import check_leaves, stack_of
 from jaxprune.posttraining._segments import Segment, plan_segments
 from jaxprune.posttraining.result import Apply
 from jaxprune.posttraining.stages import Code, Data, Frame, _execute
@@ -100,7 +100,7 @@ def reconstruct(
     leaves = [_zeroed(leaf, full[k]) if k in pruned else leaf for k, leaf in enumerate(jax.tree.leaves(params))]
     grouping = Blocks(None if blocks is None else tuple(blocks))
     walk = _Reconstruction(layers, [leaves, dense], full, pruned, tx, steps, grouping)
-    stacks = {matrix.leaf: layers.leaves[matrix.leaf].shape[: matrix.arrangement.stacked] for matrix in matrices}
+    stacks = {matrix.leaf: stack_of(matrix, layers) for matrix in matrices}
     with counter(progress, sum(map(math.prod, stacks.values())), "reconstruct") as walk.advance:
         walk.start(matrices, batches)
     return jax.tree.unflatten(jax.tree.structure(params), walk.leaves)

@@ -10,8 +10,10 @@ import numpy as np
 
 from jaxprune import trees
 from jaxprune._counts import check_sparsity
+from jaxprune.posttraining._operands import Operand, Use, find_operands
 from jaxprune.posttraining.layer import LayerReport as LayerReport
 from jaxprune.structures import NM, Structure
+from jaxprune.tracing.coverage import find_coverage
 from jaxprune.tracing.layers import Layers
 from jaxprune.tracing.matrices import Matrix
 from jaxprune.trees import PyTree, Where
@@ -27,6 +29,7 @@ class Pruned:
       params: the new parameters.
       masks: a mask tree, ready for `jp.keep_masks`.
       layers: what became of each matrix, in the order in which they were pruned.
+      skipped: what `where` chose and was not pruned, by path, and why.
 
     Example:
       >>> import jaxprune as jp
@@ -40,6 +43,7 @@ class Pruned:
     params: PyTree
     masks: PyTree
     layers: tuple[LayerReport, ...]
+    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary a matrix: for a table, a plot or a log."""
@@ -64,6 +68,9 @@ class Pruned:
             )
         if not all(layer.exact_error for layer in self.layers):
             lines.append("~: from column norms, as if the inputs were uncorrelated")
+        for reason in dict.fromkeys(self.skipped.values()):
+            same = [path for path, own in self.skipped.items() if own == reason]
+            lines.append(f"not pruned: {trees.list_paths(same)}: {reason}")
         return "\n".join(lines)
 
     def plot(self, axes: Any = None) -> Any:
@@ -87,20 +94,58 @@ class Pruned:
         return axes
 
 
-def chosen_matrices(layers: Layers, where: Where, params: PyTree) -> list[Matrix]:
-    """The matrices to prune: all but tied embeddings, unless `where` asks for them."""
-    found = layers.chosen(where, params)
-    if where is not None:
-        return list(found)
-    kept = [
-        matrix for matrix in found if matrix.leaf not in layers.embeddings and len(layers.leaves[matrix.leaf].shape) > 1
-    ]
-    if not kept:
-        raise ValueError(
-            "the only parameters that data is multiplied with are embeddings as well; name them in `where` to prune "
-            "them all the same."
-        )
-    return kept
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What is to be pruned.
+
+    Attributes:
+      matrices: the matrices.
+      operands: by name, of those that are more than a view of a parameter: what data is multiplied with.
+      skipped: what was asked for and is not pruned, by path, and why.
+    """
+
+    matrices: tuple[Matrix, ...]
+    operands: Mapping[str, Operand]
+    skipped: Mapping[str, str]
+
+    def use(self, matrix: Matrix, leaves: Sequence[Any], index: Sequence[int] = ()) -> Use | None:
+        """What the function makes of the parameter of a matrix; None where that is a view of it."""
+        operand = self.operands.get(matrix.name)
+        return None if operand is None else operand.use(leaves, index)
+
+
+def choose_matrices(layers: Layers, where: Where, params: PyTree, strict: bool = False) -> Choice:
+    """The matrices to prune: all but tied embeddings, unless `where` asks for them, and those that cannot be.
+
+    Args:
+      layers: the model.
+      where: which parameters.
+      params: the parameters.
+      strict: raise where one of them cannot be pruned.
+
+    Raises:
+      ValueError: there are none, or not all that were asked for under `strict`.
+    """
+    found, leaves = layers.chosen(where, params), jax.tree.leaves(params)
+    flags = jax.tree.leaves(trees.resolve_where(where, params))
+    skipped = dict(find_coverage(layers, flags, strict).missing)
+    if where is None:
+        tied = {matrix.path for matrix in found if matrix.leaf in layers.embeddings}
+        skipped |= dict.fromkeys(sorted(tied), "rows are looked up in it as well (an embedding); name it in `where`")
+        found = [matrix for matrix in found if matrix.path not in tied and len(layers.leaves[matrix.leaf].shape) > 1]
+        if not found:
+            raise ValueError(
+                "the only parameters that data is multiplied with are embeddings as well; name them in `where` to "
+                "prune them all the same."
+            )
+    examined = {name: operand.examined(leaves) for name, operand in find_operands(layers, found).items()}
+    dense = {name: reason for name, (_, reason) in examined.items() if reason}
+    matrices = tuple(matrix for matrix in found if matrix.name not in dense)
+    if dense and (strict or not matrices):
+        listed = "\n".join(f"  {name}: {reason}" for name, reason in dense.items())
+        raise ValueError(f"these parameters cannot be pruned; leave them out with `where`:\n{listed}")
+    operands = {name: operand for name, (operand, reason) in examined.items() if not reason}
+    return Choice(matrices, operands, skipped | dense)
 
 
 def sparsity_of(matrices: Sequence[Matrix], sparsity: Sparsity, structure: Structure) -> dict[str, Any]:
@@ -138,16 +183,29 @@ def sparsity_of(matrices: Sequence[Matrix], sparsity: Sparsity, structure: Struc
     return result
 
 
-def start_masks(layers: Layers, matrices: Sequence[Matrix]) -> dict[int, Any]:
-    """A full mask for each parameter that is pruned."""
-    return {matrix.leaf: jnp.ones(layers.leaves[matrix.leaf].shape, bool) for matrix in matrices}
+def start_masks(leaves: Sequence[Any], matrices: Sequence[Matrix]) -> dict[int, Any]:
+    """A full mask for each parameter that is pruned, on the devices where that was put."""
+
+    def full(leaf: Any) -> jax.Array:
+        # A committed mask of an uncommitted parameter would compile what takes both twice.
+        own = leaf.sharding if isinstance(leaf, jax.Array) and leaf.committed else None
+        return jnp.ones(jnp.shape(leaf), bool, device=own)
+
+    return {matrix.leaf: full(leaves[matrix.leaf]) for matrix in matrices}
 
 
-def finish(params: PyTree, leaves: Sequence[Any], masks: Mapping[int, Any], reports: Sequence[LayerReport]) -> Pruned:
+def finish(
+    params: PyTree,
+    leaves: Sequence[Any],
+    masks: Mapping[int, Any],
+    reports: Sequence[LayerReport],
+    skipped: Mapping[str, str],
+) -> Pruned:
     """Puts parameters and masks back into the tree."""
     treedef = jax.tree.structure(params)
     flat = [masks.get(k, jnp.asarray(True)) for k in range(len(leaves))]
-    return Pruned(jax.tree.unflatten(treedef, leaves), jax.tree.unflatten(treedef, flat), tuple(reports))
+    new, kept = jax.tree.unflatten(treedef, leaves), jax.tree.unflatten(treedef, flat)
+    return Pruned(new, kept, tuple(reports), skipped)
 
 
 Apply: TypeAlias = Callable[..., Any]

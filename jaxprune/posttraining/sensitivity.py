@@ -17,8 +17,9 @@ from jaxprune.calibration.capture import Statistics
 from jaxprune.posttraining import layer as layer_
 from jaxprune.posttraining._method import Method
 from jaxprune.posttraining._needs import check_leaves, layers_of, shape_of
+from jaxprune.posttraining._operands import Use, as_weights
 from jaxprune.posttraining.owl import check_statistics
-from jaxprune.posttraining.result import chosen_matrices
+from jaxprune.posttraining.result import choose_matrices
 from jaxprune.structures import NM, Structure, Unstructured
 from jaxprune.tracing.layers import Layers
 from jaxprune.tracing.matrices import Arrangement
@@ -128,22 +129,14 @@ def layer_sensitivity(
     for share in points:
         check_sparsity(share, "sparsities")
     layers = layers_of(model)
-    matrices = chosen_matrices(layers, where, params)
-    check_statistics(matrices, stats, "layer_sensitivity")
+    choice = choose_matrices(layers, where, params)
+    check_statistics(choice.matrices, stats, "layer_sensitivity")
     leaves = check_leaves(layers, params)
     errors, energies, sizes = {}, {}, {}
-    for matrix in matrices:
-        repairable, _ = layer_.repairable(matrix.arrangement)
+    for matrix in choice.matrices:
+        leaf, use = leaves[matrix.leaf], choice.use(matrix, leaves)
         lost, energy = jax.device_get(
-            _measure(
-                leaves[matrix.leaf],
-                stats[matrix.name],
-                jnp.asarray(points, jnp.float32),
-                arrangement=matrix.arrangement,
-                method=method,
-                structure=structure,
-                repairable=repairable,
-            )
+            _measure(leaf, stats[matrix.name], points, use, matrix.arrangement, method, structure)
         )
         energies[matrix.name] = np.asarray(energy, np.float64)
         lost = np.maximum(np.moveaxis(np.asarray(lost, np.float64), 0, -1), 0)
@@ -152,35 +145,90 @@ def layer_sensitivity(
     return Sensitivity(points, errors, energies, sizes)
 
 
-@functools.partial(jax.jit, static_argnames=("arrangement", "method", "structure", "repairable"))
 def _measure(
     leaf: Any,
     stat: Any,
-    sparsities: jax.Array,
+    points: Sequence[float],
+    use: Use | None,
     arrangement: Arrangement,
     method: Method,
     structure: Structure,
-    repairable: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """The energy of the error at each sparsity, float32[sparsities, *stack], and that of the output."""
-    dense = arrangement.to_matrix(leaf).astype(jnp.float32)
-    within = tuple(range(arrangement.stacked, dense.ndim - 2))
+    sparsities = jnp.asarray(points, jnp.float32)
+    if use is None:
+        return _lost(leaf, stat, sparsities, None, None, arrangement, method, structure)
+    operand = use.weights(leaf)
+    if use.linear:
+        return _lost(leaf, stat, sparsities, operand, use.scale(leaf), arrangement, method, structure)
+    # What else the function makes of new values has to be seen.
+    pruned = _parameters(leaf, stat, sparsities, operand, arrangement, method, structure)
+    lost = [_energies(operand - use.weights(new), stat, arrangement.stacked) for new in pruned]
+    return jnp.stack(lost), _energies(operand, stat, arrangement.stacked)
 
-    def each(function: Any) -> Any:
-        for _ in range(dense.ndim - 2):
-            function = jax.vmap(function)
-        return function
+
+@functools.partial(jax.jit, static_argnames=("arrangement", "method", "structure"))
+def _lost(
+    leaf: Any,
+    stat: Any,
+    sparsities: jax.Array,
+    operand: jax.Array | None,
+    scale: jax.Array | None,
+    arrangement: Arrangement,
+    method: Method,
+    structure: Structure,
+) -> tuple[jax.Array, jax.Array]:
+    dense = as_weights(leaf, operand, arrangement)
 
     def lost(sparsity: jax.Array) -> jax.Array:
-        def one(weights: jax.Array, stat: Any) -> jax.Array:
-            new, keep, _ = method(weights, stat, sparsity, structure)
-            # As `prune_matrix` puts it back: rounded to the dtype of the parameter.
-            new = jnp.where(keep, new if repairable else weights, 0).astype(leaf.dtype).astype(jnp.float32)
-            return _energy(weights - new, stat)
+        # As `prune_matrix` puts it back: rounded to the dtype of the parameter.
+        new = _pruned(leaf, stat, sparsity, operand, scale, arrangement, method, structure).astype(jnp.float32)
+        return _energies(dense - (new if scale is None else new * scale), stat, arrangement.stacked)
 
-        return jnp.sum(each(one)(dense, stat), within)
+    return lax.map(lost, sparsities), _energies(dense, stat, arrangement.stacked)
 
-    return lax.map(lost, sparsities), jnp.sum(each(_energy)(dense, stat), within)
+
+@functools.partial(jax.jit, static_argnames=("arrangement", "method", "structure"))
+def _parameters(
+    leaf: Any,
+    stat: Any,
+    sparsities: jax.Array,
+    operand: jax.Array,
+    arrangement: Arrangement,
+    method: Method,
+    structure: Structure,
+) -> jax.Array:
+    """The parameter at each sparsity."""
+
+    def at(sparsity: jax.Array) -> jax.Array:
+        return arrangement.from_matrix(
+            _pruned(leaf, stat, sparsity, operand, None, arrangement, method, structure), leaf
+        )
+
+    return lax.map(at, sparsities)
+
+
+def _pruned(
+    leaf: Any,
+    stat: Any,
+    sparsity: jax.Array,
+    operand: jax.Array | None,
+    scale: jax.Array | None,
+    arrangement: Arrangement,
+    method: Method,
+    structure: Structure,
+) -> jax.Array:
+    """The values of the parameter, [*stack, *batch, out, in], at one sparsity."""
+    dense = as_weights(leaf, operand, arrangement)
+    solve = layer_.over_axes(lambda weights, stat: method(weights, stat, sparsity, structure)[:2], dense.ndim - 2)
+    new, keep = solve(dense, stat)
+    return layer_.settle(new, keep, dense, arrangement.to_matrix(leaf), operand, scale)[0]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _energies(matrix: jax.Array, stat: Any, stacked: int) -> jax.Array:
+    """The squared norm of the outputs of (*stack, *batch, out, in) weights, float32[*stack]."""
+    return jnp.sum(layer_.over_axes(_energy, matrix.ndim - 2)(matrix, stat), tuple(range(stacked, matrix.ndim - 2)))
 
 
 def _energy(matrix: jax.Array, stat: Any) -> jax.Array:

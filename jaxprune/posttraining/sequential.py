@@ -1,6 +1,7 @@
 """`prune_sequential`: each weight is pruned as it is reached; later ones see the inputs that pruned layers give."""
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -12,18 +13,27 @@ from jaxprune.calibration.capture import Weights, add
 from jaxprune.calibration.inputs import rows_of
 from jaxprune.calibration.statistics import cross_gram
 from jaxprune.posttraining._method import Method
+from jaxprune.posttraining._needs import stack_of
 from jaxprune.posttraining.layer import LayerReport, prune_matrix
-from jaxprune.posttraining.result import Apply, Pruned, Sparsity, chosen_matrices, finish, sparsity_of, start_masks
+from jaxprune.posttraining.result import (
+    Apply,
+    Choice,
+    Pruned,
+    Sparsity,
+    choose_matrices,
+    finish,
+    sparsity_of,
+    start_masks,
+)
 from jaxprune.posttraining.stages import Frame
 from jaxprune.posttraining.units import Blocks, Loop, Unit, plan_units
 from jaxprune.posttraining.walk import Versions, Walk, read_batches
 from jaxprune.structures import Structure, Unstructured
-from jaxprune.tracing.coverage import find_coverage
 from jaxprune.tracing.graph import Graph
 from jaxprune.tracing.layers import Layers, read_layers
 from jaxprune.tracing.matrices import Matrix
 from jaxprune.tracing.sites import RAGGED_DOT
-from jaxprune.trees import PyTree, Where, resolve_where
+from jaxprune.trees import PyTree, Where
 
 
 def prune_sequential(
@@ -70,7 +80,7 @@ def prune_sequential(
         activations along, and costs as much again. A weight that is used several times keeps `"self"`, and so do the
         experts of a `lax.ragged_dot`, whose tokens the pruned model may send elsewhere.
       offload: hold activations in the memory of the host between stages.
-      strict: raise where a parameter that `where` chooses is not covered.
+      strict: raise where a parameter that `where` chooses cannot be pruned; else the result says which, and why.
       progress: show a progress bar.
 
     Returns:
@@ -100,18 +110,17 @@ def prune_sequential(
         raise ValueError('blocks= says what order="block" takes together; it has no meaning under order="op".')
     batches = read_batches(batches, "prune_sequential")
     layers = read_layers(apply_fn, params, *batches[0])
-    if strict:
-        find_coverage(layers, jax.tree.leaves(resolve_where(where, params)), strict=True)
-    matrices = chosen_matrices(layers, where, params)
-    shares = sparsity_of(matrices, sparsity, structure)
+    choice = choose_matrices(layers, where, params, strict)
+    shares = sparsity_of(choice.matrices, sparsity, structure)
     grouping = None if order == "op" else Blocks(None if blocks is None else tuple(blocks))
     rows = [None if weights is None else weights(*batch) for batch in batches]
     leaves = jax.tree.leaves(params)
     versions = [leaves, list(leaves)] if target == "dense" else [leaves]
-    walk = _Pruning(layers, versions, matrices, method, shares, structure, grouping, rows, offload)
-    with counter(progress, len(matrices), "prune") as walk.advance:
-        walk.start(matrices, batches)
-    return finish(params, walk.leaves, walk.masks, walk.reports)
+    walk = _Pruning(layers, versions, choice, method, shares, structure, grouping, rows, offload)
+    total = sum(math.prod(stack_of(matrix, layers)) for matrix in choice.matrices)
+    with counter(progress, total, "prune") as walk.advance:
+        walk.start(choice.matrices, batches)
+    return finish(params, walk.leaves, walk.masks, walk.reports, choice.skipped)
 
 
 class _Pruning(Walk):
@@ -121,7 +130,7 @@ class _Pruning(Walk):
         self,
         layers: Layers,
         versions: list[list[Any]],
-        matrices: Sequence[Matrix],
+        choice: Choice,
         method: Method,
         shares: dict[str, Any],
         structure: Structure,
@@ -130,7 +139,8 @@ class _Pruning(Walk):
         offload: bool,
     ):
         super().__init__(layers, method.stat, versions, offload)
-        self.masks = start_masks(layers, matrices)
+        self.masks = start_masks(versions[0], choice.matrices)
+        self.choice = choice
         self.method = method
         self.shares = shares
         self.structure = structure
@@ -172,6 +182,8 @@ class _Pruning(Walk):
             share, k = self.shares[matrix.name], matrix.leaf
             if isinstance(share, np.ndarray):
                 share = np.asarray(share[index[: share.ndim]])
+            cross = crosses.get(unit.inputs_of[matrix.name])
+            alone = len(values) > 1 and cross is None
             self.leaves[k], self.masks[k], report = prune_matrix(
                 matrix,
                 self.leaves[k],
@@ -182,10 +194,12 @@ class _Pruning(Walk):
                 share,
                 self.structure,
                 index,
-                crosses.get(unit.inputs_of[matrix.name]),
+                cross,
+                self.choice.use(matrix, self.leaves, index),
+                'keeps its own output as under target="self": its inputs have no dense partner' if alone else "",
             )
             self.reports.append(report)
-            self.advance()
+            self.advance(math.prod(report.shape[: matrix.arrangement.stacked - len(index)]))
 
     def crosses(
         self, frame: Frame, unit: Unit, index: tuple[int, ...], values: Versions

@@ -14,11 +14,12 @@ import numpy as np
 from jax import lax
 
 from jaxprune.calibration.capture import Statistics
-from jaxprune.posttraining import layer as layer_
 from jaxprune.posttraining._factorization import filled_diagonal, inverse_factor
 from jaxprune.posttraining._method import check_damping
 from jaxprune.posttraining._needs import check_leaves, gram_matrix, moments_of, shape_of
+from jaxprune.posttraining._operands import as_weights, find_operands, unscaled
 from jaxprune.posttraining._refit import matmul
+from jaxprune.posttraining.layer import over_axes
 from jaxprune.shrinking.folding import Biases
 from jaxprune.shrinking.plan import Plan
 from jaxprune.tracing import Model, Site
@@ -63,11 +64,12 @@ def flap_scores(model: Model, params: PyTree, stats: Statistics, *, standardize:
     References:
       An et al. 2023, Fluctuation-based Adaptive Structured Pruning (FLAP), arXiv 2312.11983.
     """
-    leaves = check_leaves(model.layers, params)
+    leaves, operands = check_leaves(model.layers, params), find_operands(model.layers, model.layers.matrices)
     values: dict[int, jax.Array] = {}
     for matrix in model.layers.matrices:
         if matrix.name in stats:
-            found = _fluctuations(leaves[matrix.leaf], moments_of(matrix, stats).variance, matrix.arrangement)
+            own = operands[matrix.name].weights(leaves) if matrix.name in operands else None
+            found = _fluctuations(leaves[matrix.leaf], own, moments_of(matrix, stats).variance, matrix.arrangement)
             values[matrix.leaf] = values[matrix.leaf] + found if matrix.leaf in values else found
     scores, known = {}, False
     for name, group in model.groups.items():
@@ -91,10 +93,10 @@ def flap_scores(model: Model, params: PyTree, stats: Statistics, *, standardize:
     return scores
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _fluctuations(leaf: Any, variance: jax.Array, arrangement: Arrangement) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=3)
+def _fluctuations(leaf: Any, operand: Any, variance: jax.Array, arrangement: Arrangement) -> jax.Array:
     """The variance of the input of every weight times its square, in the shape of the parameter."""
-    squares = jnp.square(arrangement.to_matrix(leaf).astype(jnp.float32)) * variance[..., None, :]
+    squares = jnp.square(as_weights(leaf, operand, arrangement)) * variance[..., None, :]
     return arrangement.from_matrix(squares, jnp.zeros(leaf.shape, jnp.float32))
 
 
@@ -112,7 +114,8 @@ def repair_consumers(model: Model, plan: Plan, params: PyTree, stats: Statistics
       model: the traced model.
       plan: what goes.
       params: the full parameters.
-      stats: of `jp.stats.gram`; a matrix without statistics, or which the function scales before use, stays as it is.
+      stats: of `jp.stats.gram`; a matrix without statistics stays as it is, and so does one whose values the
+        function changes before use, unless it multiplies them with a mask or a scale.
       damping: $\lambda$ as a fraction of the mean of the diagonal of $G_{KK}$.
 
     Returns:
@@ -135,11 +138,19 @@ def repair_consumers(model: Model, plan: Plan, params: PyTree, stats: Statistics
     check_damping(damping)
     leaves, done = check_leaves(model.layers, params), False
     cut = _cut_matrices(model, plan)
+    operands = find_operands(model.layers, (matrix for matrix, _ in cut))
     for matrix, mask in cut:
-        if matrix.name not in stats or not layer_.repairable(matrix.arrangement)[0]:
+        if matrix.name not in stats:
             continue
+        leaf, own, scale = leaves[matrix.leaf], None, None
+        if matrix.name in operands:
+            operand, reason = operands[matrix.name].examined(leaves)
+            if reason or not operand.linear:
+                continue
+            use = operand.use(leaves)
+            own, scale = use.weights(leaf), use.scale(leaf)
         gram = gram_matrix(matrix, stats, shape_of(matrix, model.layers))
-        leaves[matrix.leaf] = _repair(leaves[matrix.leaf], gram, mask, matrix.arrangement, damping)
+        leaves[matrix.leaf] = _repair(leaf, own, scale, gram, mask, matrix.arrangement, damping)
         done = True
     _check_found(cut, done, stats)
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
@@ -175,18 +186,18 @@ def _columns(mask: Any, arrangement: Arrangement) -> jax.Array:
     return kept | ~jnp.any(kept, -1, keepdims=True)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _repair(leaf: Any, gram: jax.Array, mask: Any, arrangement: Arrangement, damping: float) -> jax.Array:
-    weights, kept = arrangement.to_matrix(leaf).astype(jnp.float32), _columns(mask, arrangement)
-    solve = functools.partial(_solve, damping=damping)
-    for _ in range(weights.ndim - 2):
-        solve = jax.vmap(solve)
-    new = jnp.where(kept[..., None, :], solve(weights, gram, kept).astype(leaf.dtype), jnp.zeros((), leaf.dtype))
-    return arrangement.from_matrix(new, leaf)
+@functools.partial(jax.jit, static_argnums=(5, 6))
+def _repair(
+    leaf: Any, operand: Any, scale: Any, gram: jax.Array, mask: Any, arrangement: Arrangement, damping: float
+) -> jax.Array:
+    weights, kept = as_weights(leaf, operand, arrangement), _columns(mask, arrangement)
+    solve = over_axes(functools.partial(_solve, damping=damping), weights.ndim - 2)
+    new = unscaled(solve(weights, gram, kept, scale), scale).astype(leaf.dtype)
+    return arrangement.from_matrix(jnp.where(kept[..., None, :], new, jnp.zeros((), leaf.dtype)), leaf)
 
 
-def _solve(weights: jax.Array, gram: jax.Array, kept: jax.Array, damping: float) -> jax.Array:
-    """The columns that are kept, of one matrix."""
+def _solve(weights: jax.Array, gram: jax.Array, kept: jax.Array, scale: jax.Array | None, damping: float) -> jax.Array:
+    """The columns that are kept, of one matrix; where the function multiplies with 0, they stay 0."""
     cut = jnp.where(kept[None, :], weights, 0)
     # Columns that go, or have no input, get the mean of the others on the diagonal, and stay what they were.
     inside = jnp.where(kept[:, None] & kept[None, :], gram, 0)
@@ -194,7 +205,8 @@ def _solve(weights: jax.Array, gram: jax.Array, kept: jax.Array, damping: float)
     factor = inverse_factor(inside, damping)
     extra = diagonal - jnp.diagonal(inside) + factor.damping * mean
     aim = jnp.where(kept[None, :], matmul(weights, gram), 0) + cut * extra[None, :]
-    new = jnp.where(kept[None, :], matmul(matmul(aim, factor.upper.T), factor.upper), 0)
+    free = kept[None, :] if scale is None else kept[None, :] & (scale != 0)
+    new = jnp.where(free, matmul(matmul(aim, factor.upper.T), factor.upper), 0)
 
     def lost(matrix: jax.Array) -> jax.Array:
         change = matrix - weights
@@ -238,15 +250,21 @@ def compensate_bias(model: Model, plan: Plan, params: PyTree, stats: Statistics)
     """
     leaves, biases, without = check_leaves(model.layers, params), Biases(model), []
     dense = list(leaves)
-    for matrix, mask in _cut_matrices(model, plan):
+    cut = _cut_matrices(model, plan)
+    operands = find_operands(model.layers, (matrix for matrix, _ in cut))
+    for matrix, mask in cut:
         found = [_bias_of(model, biases, site) for site in matrix.sites] if matrix.name in stats else [None]
         shape = shape_of(matrix, model.layers)
         rows = int(np.prod(shape[:-1]))
+        operand = operands.get(matrix.name)
+        if operand is not None and operand.ambiguous(dense):
+            found = [None]
         if any(each is None or np.prod(model.leaves[each[0]].shape, dtype=int) != rows for each in found):
             without.append(matrix.name)
             continue
         mean = moments_of(matrix, stats).mean
-        change = _mean_loss(dense[matrix.leaf], mean, mask, matrix.arrangement)
+        own = None if operand is None else operand.weights(dense)
+        change = _mean_loss(dense[matrix.leaf], own, mean, mask, matrix.arrangement)
         for leaf, sign in dict.fromkeys(each for each in found if each is not None):
             bias = leaves[leaf]
             moved = bias.astype(jnp.float32) + sign * change.reshape(bias.shape)
@@ -254,9 +272,9 @@ def compensate_bias(model: Model, plan: Plan, params: PyTree, stats: Statistics)
     return jax.tree.unflatten(jax.tree.structure(params), leaves), tuple(without)
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _mean_loss(leaf: Any, mean: jax.Array, mask: Any, arrangement: Arrangement) -> jax.Array:
-    weights = arrangement.to_matrix(leaf).astype(jnp.float32)
+@functools.partial(jax.jit, static_argnums=4)
+def _mean_loss(leaf: Any, operand: Any, mean: jax.Array, mask: Any, arrangement: Arrangement) -> jax.Array:
+    weights = as_weights(leaf, operand, arrangement)
     gone = jnp.where(_columns(mask, arrangement), 0, mean)
     return jnp.einsum("...oi,...i->...o", weights, gone, precision=lax.Precision.HIGHEST)
 

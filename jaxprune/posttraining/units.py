@@ -1,6 +1,7 @@
 """Units: which matrices are pruned at once, and over which stretch of the program their inputs are looked at."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Sequence
 
@@ -99,8 +100,9 @@ class Blocks:
     """Which matrices make a block.
 
     Attributes:
-      patterns: regular expressions over paths; a match of the same text is the same block. None takes numbered parts
-        of paths, `encoder/layer_3/...`, and each step of a loop over stacked layers.
+      patterns: regular expressions over paths; a match of the same text is the same block. None takes the first
+        numbered part of a path that has another number elsewhere, `encoder_0/layer_3/...` beside `layer_4`, and each
+        step of a loop over stacked layers.
     """
 
     patterns: tuple[str, ...] | None = None
@@ -112,5 +114,19 @@ class Blocks:
             return next((match.group() for match in found if match is not None), matrix.name)
         if frame.outer is not None:
             return ""
-        numbered = re.match(r"(?:[^/]*/)*?[^/]*\d+(?=/)", matrix.path)
-        return numbered.group() if numbered is not None else matrix.name
+        repeated = _repeated(frame.layers.paths)
+        return next((prefix for prefix in _numbered(matrix.path) if prefix in repeated), matrix.name)
+
+
+def _numbered(path: str) -> list[str]:
+    """The beginnings of a path that end in a number, from the shortest."""
+    return [match.string[: match.end()] for match in re.finditer(r"\d+(?=/)", path)]
+
+
+@functools.lru_cache(maxsize=8)
+def _repeated(paths: tuple[str, ...]) -> frozenset[str]:
+    """The numbered beginnings of paths of which there is another number: one of a kind is no layer among others."""
+    kinds: dict[str, set[str]] = {}
+    for prefix in (prefix for path in paths for prefix in _numbered(path)):
+        kinds.setdefault(prefix.rstrip("0123456789"), set()).add(prefix)
+    return frozenset(prefix for kind in kinds.values() if len(kind) > 1 for prefix in kind)

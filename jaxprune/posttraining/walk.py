@@ -49,7 +49,7 @@ class Walk(abc.ABC):
         self.stages = Stages(layers, stat)
         self.versions = versions
         self.offload = offload
-        self.advance: Callable[[], None] = lambda: None
+        self.advance: Callable[..., None] = lambda steps=1: None
 
     @property
     def leaves(self) -> list[Any]:

@@ -74,3 +74,11 @@ def test_an_unknown_name_lists_those_there_are() -> None:
     stats = jp.calibrate(net, PARAMS, BATCHES[:1], jp.stats.gram)
     with pytest.raises(KeyError, match="no statistics of 'c'; there are a, b"):
         stats["c"]
+
+
+def test_statistics_of_another_kind_are_refused() -> None:
+    one = {"a": PARAMS["a"]}
+    for first, then in (("column_norms", "gram"), ("moments", "gram"), ("gram", "absolute_mean")):
+        init = jp.calibrate(lambda p, x: x @ p["a"], one, BATCHES[:1], getattr(jp.stats, first))
+        with pytest.raises(ValueError, match=r"another statistic of the inputs of 'a', .*float32\[3"):
+            jp.calibrate(lambda p, x: x @ p["a"], one, BATCHES[1:], getattr(jp.stats, then), init=init)

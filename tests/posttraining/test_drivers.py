@@ -134,9 +134,11 @@ class TestSequential:
     def test_recurrent_cell_is_pruned_once_from_all_steps(self) -> None:
         zoo = ZOO["linen_gru"]()
         found = jp.prune_sequential(zoo.apply_fn, zoo.params, [zoo.args], wanda(), sparsity=0.5)
-        names = [layer.name for layer in found.layers]
-        assert len(names) == len(set(names))
-        assert {layer.rows for layer in found.layers if "hr" in layer.name or "hz" in layer.name} != {2.0}
+        rows = {layer.name: layer.rows for layer in found.layers}
+        assert len(rows) == len(found.layers)
+        batch, steps, _ = zoo.args[0].shape
+        recurrent = {rows[f"params/GRUCell_{k}/{name}/kernel"] for k in range(2) for name in ("hr", "hz", "hn")}
+        assert recurrent == {batch * steps}
 
     def test_tied_embedding_is_left_out_unless_asked_for(self) -> None:
         params = {"table": normal(0, 16, 16), "w": normal(1, 16, 16)}
@@ -145,9 +147,10 @@ class TestSequential:
             return jnp.tanh(p["table"][k] @ p["w"]) @ p["table"].T
 
         batch = jnp.arange(16)
-        assert [layer.name for layer in jp.prune_sequential(lm, params, [batch], wanda(), sparsity=0.5).layers] == ["w"]
+        found = jp.prune_sequential(lm, params, [batch], wanda(), sparsity=0.5)
+        assert [layer.name for layer in found.layers] == ["w"] and "an embedding" in found.skipped["table"]
         found = jp.prune_sequential(lm, params, [batch], wanda(), sparsity=0.5, where=".*")
-        assert {layer.name for layer in found.layers} == {"w", "table"}
+        assert {layer.name for layer in found.layers} == {"w", "table"} and not found.skipped
 
     def test_host_memory_between_stages_changes_nothing(self) -> None:
         one, other = (
@@ -224,8 +227,26 @@ def test_masks_go_on_in_training_and_lora_merges_without_losing_a_zero() -> None
             updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
     jp.check_masks(params, state)
-    low_rank = jax.tree.map(lambda w: normal(0, w.shape[0], 2) @ normal(1, 2, w.shape[1]), params)
-    merged = jp.apply_masks(jax.tree.map(jnp.add, params, low_rank), pruned.masks)
+    check_low_rank_merge(params, pruned.masks)
+
+
+def check_low_rank_merge(params, masks) -> None:
+    """The merge keeps the zeros, and computes what the adapters do when they are trained under the masks."""
+    key = jax.random.key(0)
+    adapters = {name: (0.1 * normal(k, 16, 2), 0.1 * jax.random.normal(key, (2, 16))) for k, name in enumerate(params)}
+
+    def adapted(adapters):
+        low_rank = {name: params[name] + a @ b for name, (a, b) in adapters.items()}
+        return jp.apply_masks(low_rank, masks)
+
+    def loss(adapters):
+        return jnp.mean(jnp.square(net(adapted(adapters), BATCHES[0]) - net(PARAMS, BATCHES[0])))
+
+    step = jax.jit(lambda x: jax.tree.map(lambda w, g: w - 1e-3 * g, x, jax.grad(loss)(x)))
+    trained = step(step(adapters))
+    assert loss(trained) < loss(adapters)
+    merged = adapted(trained)
+    assert all((merged[name] != params[name]).any() for name in params)
     assert float(jp.sparsity(jp.from_zeros(merged), merged)) == 0.5
 
 
