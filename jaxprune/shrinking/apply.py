@@ -113,7 +113,8 @@ def shrunk_function(model: Model, plan: Plan, norm: Literal["exact", "resize"] =
     """The traced function on smaller parameters.
 
     The trace is replayed with the sizes that are left. The result is pure: it can be jitted, differentiated, mapped and
-    exported, also with a symbolic batch size. Arguments of other shapes than the traced ones are traced again.
+    exported, also with a symbolic batch size. Arguments of other shapes than the traced ones are traced again; where
+    that leaves open which positions the plan removes (from an axis that the batch is merged into), it is an error.
 
     Args:
       model: the traced model.

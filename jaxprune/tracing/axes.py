@@ -113,6 +113,7 @@ class Sizes:
         self.program = axes.program if program is None else program
         self._keep = {dims.find(dim): mask for dim, mask in keep.items()}
         self._masks: dict[Dim, np.ndarray] = {}
+        self._running: dict[Dim, np.ndarray] | None = None
 
     def mask(self, dim: Dim) -> np.ndarray:
         """bool[dim.size]: the kept positions."""
@@ -120,6 +121,35 @@ class Sizes:
         if dim not in self._masks:
             self._masks[dim] = dims.keep_mask(dim, self._keep)
         return self._masks[dim]
+
+    def running_mask(self, operand: Operand, axis: int) -> np.ndarray:
+        """The kept positions of one axis of a value, as many as it has in the running program.
+
+        Raises:
+          ValueError: the axis loses positions, has another size than in the trace, and nothing says how the two go
+            together.
+        """
+        dim, running = dims.find(self.axes.of(operand)[axis]), self.program.shape(operand)[axis]
+        mask = self.mask(dim)
+        if isinstance(running, int) and running != dim.size:
+            mask = dims.keep_mask(dim, self._resized())
+        if not isinstance(running, int) or mask.size != running:
+            raise ValueError(
+                f"axis {axis} of a value of shape {self.program.shape(operand)} was traced with {dim.size} indices, "
+                "some of which the plan removes, and it is not known which those are for arguments of these shapes. "
+                "Trace the model with arguments of these shapes, and make the plan for that trace."
+            )
+        return mask
+
+    def _resized(self) -> dict[Dim, np.ndarray]:
+        """What is kept of the axes that are given, and all of those that keep all but have another size now."""
+        if self._running is None:
+            self._running = dict(self._keep)
+            for value, own in self.axes.dims.items():
+                for dim, running in zip(own, self.program.shape(value), strict=True):
+                    if isinstance(running, int) and running != dim.size and self.whole(dim):
+                        self._running[dims.find(dim)] = np.ones(running, bool)
+        return self._running
 
     def whole(self, dim: Dim) -> bool:
         """Whether an axis keeps all its positions."""
