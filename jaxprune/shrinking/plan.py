@@ -78,7 +78,8 @@ class Plan:
         Args:
           model: the model.
           consumers_only: zero the weights that read an index only, in the groups where that is the same as to remove
-            it. Otherwise all weights of an index are zeroed, which is what training under masks wants.
+            it. Otherwise all weights of an index are zeroed, which is what training under masks wants; except where
+            the model would divide by them (a weight norm), and only those that read the index are.
 
         Returns:
           A tree of NumPy bools like the parameters, each of its parameter's rank, broadcastable against it; True for a
@@ -97,9 +98,7 @@ class Plan:
         masks = [np.ones((), bool) for _ in model.paths]
         for name, mask in self.keep.items():
             group, sizes = model.groups[name], model.sizes({name: mask})
-            for member in group.members:
-                if "in" not in member.roles and consumers_only and group.consumers_suffice:
-                    continue
+            for member in group.zeroed(consumers_only=consumers_only):
                 rank = len(model.leaves[member.leaf].shape)
                 own = sizes.mask(model.dims_of(member.leaf)[member.axis])
                 if not own.all():
