@@ -22,7 +22,7 @@ from jaxprune.trees import PyTree
 def shrink(model: Model, plan: Plan, tree: PyTree) -> PyTree:
     """Cuts away what the plan does not keep.
 
-    Every part of `tree` that has the paths and the shapes of the traced parameters, or of one entry of them (such as
+    Every part of `tree` that has the paths and the shapes of the traced parameters, or of a part of them (such as
     `params["params"]` of Flax), is cut as they are: the parameters themselves, their masks, moments in an optimiser's
     state, moving averages. Everything else stays: counters, keys, hyperparameters. Sharded arrays stay sharded, except
     along an axis whose new size no longer divides.

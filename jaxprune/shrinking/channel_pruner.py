@@ -41,7 +41,7 @@ def channel_gmp(
     that read the index are.
 
     Args:
-      model: the traced model; what is optimised may be one entry of its parameters, such as `params["params"]`.
+      model: the traced model; what is optimised may be a part of its parameters, such as `params["params"]`.
       sparsity: the share of indices that is pruned at `end`.
       begin: step of the first mask update.
       end: step of the last one, which meets the target exactly.

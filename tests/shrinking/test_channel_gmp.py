@@ -245,5 +245,9 @@ def test_errors() -> None:
         jp.channel_gmp(MODEL, 0.5, begin=0, end=1, normalize="l2")
     with pytest.raises(ValueError, match="no group is left to prune"):
         jp.channel_gmp(MODEL, 0.5, begin=0, end=1, ignore=".*")
+    two = {name: {"net": mlp_params()} for name in ("one", "two")}
+    model = jp.trace(lambda p, x: mlp(p["one"]["net"], x) + mlp(p["two"]["net"], x), two, inputs())
+    with pytest.raises(ValueError, match=r"several parts .* such as one/net/first/bias, two/net/first/bias"):
+        jp.sparsify(optax.sgd(0.1), jp.channel_gmp(model, 0.5, begin=0, end=1)).init(mlp_params())
     with pytest.raises(ValueError, match="neither those that the model was traced with"):
         jp.sparsify(optax.sgd(0.1), jp.channel_gmp(MODEL, 0.5, begin=0, end=1)).init({"other": jnp.ones((2, 2))})
