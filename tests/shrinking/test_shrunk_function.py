@@ -169,8 +169,18 @@ def test_other_operations_at_another_shape() -> None:
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
     _, _, small, function = cut(apply, params, jnp.ones((2, 3)))
     function(small, jnp.ones((1, 3)))
-    with pytest.raises(ValueError, match=r"other operations for arguments of these shapes.*Trace it with"):
+    with pytest.raises(ValueError, match=r"other operations for arguments of these shapes and dtypes.*Trace it with"):
         function(small, jnp.ones((3, 3)))
+
+
+def test_parameters_of_another_dtype() -> None:
+    half, x = jax.tree.map(lambda p: p.astype(jnp.bfloat16), SMALL), X.astype(jnp.bfloat16)
+    found = FUNCTION(half, x)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, mlp(jax.tree.map(jnp.asarray, half), x))
+    message = r"parameters of these dtypes, or cast first/bias, which is bfloat16, to float32"
+    with jax.numpy_dtype_promotion("standard"), pytest.raises(ValueError, match=message):
+        FUNCTION(half, X)
 
 
 def test_errors_name_the_parameter_and_the_remedy() -> None:
