@@ -22,6 +22,9 @@ def plan_from_masks(model: Model, masks: PyTree) -> Plan:
     An index goes when all weights that read it are masked, where that is the same as to remove it, or else when all
     weights of all its members are. Masks of single weights empty an index by chance only; `dead_units` sees more.
 
+    Indices of approximate groups are removed as well: the result is not what the masked model computes (what a norm
+    takes the mean of holds no zeros any more), and `jp.verify` measures how far it is off.
+
     Args:
       model: the traced model.
       masks: a mask tree like the parameters, True where a weight is kept; leaves may be broadcastable or scalar.
