@@ -22,8 +22,8 @@ def plan_from_masks(model: Model, masks: PyTree) -> Plan:
     An index goes when all weights that read it are masked, where that is the same as to remove it, or else when all
     weights of all its members are. Masks of single weights empty an index by chance only; `dead_units` sees more.
 
-    Indices of approximate groups are removed as well: the result is not what the masked model computes (what a norm
-    takes the mean of holds no zeros any more), and `jp.verify` measures how far it is off.
+    Indices of approximate groups are removed as well. Where those of a norm are not zero under the masks, the result is
+    not quite what the masked model computes; `jp.verify` measures how far it is off.
 
     Args:
       model: the traced model.
