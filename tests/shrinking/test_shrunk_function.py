@@ -103,6 +103,19 @@ def test_positions_along_a_batch_axis_merged_with_a_pruned_one(middle) -> None:
         assert_close(function(small, x), apply(masked, x), 1e-5)
 
 
+def test_a_batch_axis_joined_with_a_pruned_one() -> None:
+    def apply(params, x):  # the share of what is kept depends on the batch
+        h = jnp.concatenate([x.sum(1), params["w"]])
+        return jnp.where(h > 0, h, jnp.zeros(h.shape))[x.shape[0] :] @ params["o"]
+
+    draw = Draw(3)
+    params = {"w": draw.bias(8), "o": draw.weight(8, 3)}
+    model, plan, small, function = cut(apply, params, draw.normal(3, 6))
+    for rows in (3, 5):
+        x = draw.normal(rows, 6)
+        assert_close(function(small, x), apply(jp.apply_masks(params, plan.masks(model)), x))
+
+
 def test_positions_that_the_trace_does_not_tell() -> None:
     """Traced at a batch of one, the merged axis does not show that it has a batch."""
 
