@@ -15,5 +15,6 @@ Three things hold for all of them. A normalisation takes its mean over what is l
 `shrunk_function(..., norm="resize")`, not with `norm="exact"`. Attention divides by the square root of the head size
 that is left, and the difference to the trained size is folded into the query's weights. And each runs the smaller
 module once, against the replay, before handing it out: one that does not fit, or that computes something else, is an
-error which names the module, the line and the remedy.
+error which names the module, the line and the remedy. Where random numbers are drawn only shapes are compared, and a
+warning says so: trace in evaluation mode.
 """

@@ -1,9 +1,14 @@
-"""The smaller module is run once, before it is handed out: it must fit, and compute what the cut trace computes."""
+"""The smaller module is run once, before it is handed out: it must fit, and compute what the cut trace computes.
+
+What it computes is compared where that can be told: a module that draws random numbers gets a warning that only shapes
+were compared. Modules without arrays (`jax.eval_shape`) are compared by shape.
+"""
 
 import contextlib
 import importlib.util
 import sysconfig
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -40,7 +45,8 @@ def check(
 ) -> None:
     """Runs a resized module against the replay on made-up arguments.
 
-    Values are compared where the parameters are arrays and nothing random happens, shapes in any case.
+    Values are compared where the parameters are arrays, shapes in any case. Where there are arrays and values cannot be
+    compared, a warning says why.
 
     Args:
       function: the smaller module as a function of `params` and the arguments.
@@ -69,15 +75,29 @@ def check(
                 f"the output {path!r} of the resized module has shape {mine.shape}, where the cut trace has "
                 f"{theirs.shape}. {remedy}"
             )
-    if _comparable(model, params, reference):
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+        return
+    obstacle = _obstacle(model, reference)
+    if obstacle:
+        warnings.warn(f"of the resized module only shapes were compared, because {obstacle}.", stacklevel=3)
+    else:
         _compare(function, replay, model, params, reference)
 
 
-def _comparable(model: Model, *trees_: PyTree) -> bool:
-    leaves = [leaf for tree in trees_ for leaf in jax.tree.leaves(tree)]
-    random = any(node.name in _RANDOM for node in model.program.graph.everything())
-    keys = any(jnp.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in jax.tree.leaves(model.args))
-    return not (random or keys or any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves))
+def _obstacle(model: Model, reference: PyTree) -> str | None:
+    """Why the values of a module that has arrays cannot be compared, and what to do; None if they can."""
+    if any(node.name in _RANDOM for node in model.program.graph.everything()):
+        return "the traced function draws random numbers; trace it in evaluation mode"
+    if any(jnp.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in jax.tree.leaves(model.args)):
+        return "the traced function takes random keys; trace it without"
+    pairs = zip(model.paths, jax.tree.leaves(reference), strict=True)
+    missing = [path for path, leaf in pairs if isinstance(leaf, jax.ShapeDtypeStruct)]
+    if missing:
+        return (
+            f"{trees.list_paths(missing)} of the traced parameters are not in the module; trace the module's own "
+            "parameters, or compare with jaxprune.shrunk_function yourself"
+        )
+    return None
 
 
 def _compare(

@@ -168,7 +168,7 @@ def _following(cut: Cut | None, attentions: list[tuple[str, bool]]) -> Iterator[
             return method(*args, **kwargs)
         if isinstance(module, nn.MultiHeadDotProductAttention) and module.attention_fn is nn.dot_product_attention:
             attentions.append((_join(*module.path), module.normalize_qk))
-        argument = args[0] if args else None
+        argument = args[0] if args else kwargs.get("inputs")  # as every layer of Linen names it
         # Cells are asked for a first carry before any method of theirs is called.
         inside = [value for value in vars(module).values() if isinstance(value, nn.RNNCellBase)]
         with contextlib.ExitStack() as stack:
@@ -332,6 +332,8 @@ register_resize(nn.GroupNorm, _group_norm)
 register_resize(nn.MultiHeadDotProductAttention, _attention)
 register_resize(nn.LSTMCell, _last("hi/kernel"))
 register_resize(nn.OptimizedLSTMCell, _last("hi/kernel"))
+# The kernel makes the four gates of each feature.
+register_resize(nn.ConvLSTMCell, lambda module, layer: {"features": layer.shape("hh/kernel")[-2]})
 register_resize(nn.GRUCell, _last("hn/kernel"))
 register_resize(nn.MGUCell, _last("hn/kernel"))
 register_resize(nn.SimpleCell, _last("h/kernel"))

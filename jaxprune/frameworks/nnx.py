@@ -14,8 +14,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import jax
 from flax import nnx
 
+from jaxprune import trees
 from jaxprune.frameworks import _checks
 from jaxprune.frameworks._attributes import CutArrays, default_call
 from jaxprune.frameworks._layers import Fixer, Fixers, Layer
@@ -103,7 +105,7 @@ def trace(module: nnx.Module, *args: Any, call: Callable[..., Any] = default_cal
 
 
 def resize(module: M, model: Model, plan: Plan, *, call: Callable[..., Any] | None = None, check: bool = True) -> M:
-    """A smaller copy of a module: its Variables cut by the plan, its attributes set to fit.
+    """A smaller copy of a module: its Variables and arrays cut by the plan, its attributes set to fit.
 
     Where the head size of an `nnx.MultiHeadAttention` has been cut from d to d', the query's kernel and bias are
     multiplied by sqrt(d' / d), because the module divides by the sqrt(d') of what is left. Normalisations take means
@@ -134,18 +136,19 @@ def resize(module: M, model: Model, plan: Plan, *, call: Callable[..., Any] | No
       (2, (5, 2))
     """
     small = nnx.clone(module)
-    variables = {_path(path): node for path, node in nnx.iter_graph(small) if isinstance(node, nnx.Variable)}
+    # Plain arrays are part of the state as well as Variables are.
+    state = nnx.state(small)
+    values = dict(trees.leaves_with_paths(state))
     layers = {_path(path): node for path, node in nnx.iter_graph(small) if isinstance(node, nnx.Module)}
-    values = {path: variable.get_value() for path, variable in variables.items()}
-    arrays = CutArrays(model, plan, {path: value for path, value in values.items() if hasattr(value, "shape")}, _REMEDY)
+    arrays = CutArrays(model, plan, values, _REMEDY)
     for path, layer in layers.items():
         if isinstance(layer, nnx.MultiHeadAttention) and layer.attention_fn is nnx.dot_product_attention:
             # A normalised query forgets its scale, so the factor goes behind the normalisation.
             names = ("query_ln/scale",) if layer.normalize_qk else ("query/kernel", "query/bias")
             arrays.fold_scale(_join(path, "query/kernel"), -1, tuple(_join(path, name) for name in names))
-    for path, value in arrays.small.items():
-        variables[path].set_value(value)
-    shapes = {path: tuple(value.shape) for path, value in {**values, **arrays.small}.items() if hasattr(value, "shape")}
+    values |= arrays.small
+    nnx.update(small, jax.tree.unflatten(jax.tree.structure(state), values.values()))
+    shapes = {path: tuple(value.shape) for path, value in values.items()}
     for path, layer in layers.items():
         known = Layer(path, lambda name, path=path: shapes.get(_join(path, name)), arrays.cut)
         for name, value in _FIXERS.attributes(layer, known).items():

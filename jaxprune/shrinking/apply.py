@@ -22,7 +22,7 @@ from jaxprune.trees import PyTree
 def shrink(model: Model, plan: Plan, tree: PyTree) -> PyTree:
     """Cuts away what the plan does not keep.
 
-    Every part of `tree` that has the paths and the shapes of the traced parameters, or of one entry of them (such as
+    Every part of `tree` that has the paths and the shapes of the traced parameters, or of a part of them (such as
     `params["params"]` of Flax), is cut as they are: the parameters themselves, their masks, moments in an optimiser's
     state, moving averages. Everything else stays: counters, keys, hyperparameters. Sharded arrays stay sharded, except
     along an axis whose new size no longer divides.
@@ -113,7 +113,9 @@ def shrunk_function(model: Model, plan: Plan, norm: Literal["exact", "resize"] =
     """The traced function on smaller parameters.
 
     The trace is replayed with the sizes that are left. The result is pure: it can be jitted, differentiated, mapped and
-    exported, also with a symbolic batch size. Arguments of other shapes than the traced ones are traced again.
+    exported, also with a symbolic batch size. For arguments of other shapes than the traced ones, and for parameters of
+    other dtypes, the function is traced again; where that leaves open which positions the plan removes (from an axis
+    that the batch is merged into), it is an error.
 
     Args:
       model: the traced model.
@@ -141,15 +143,15 @@ def shrunk_function(model: Model, plan: Plan, norm: Literal["exact", "resize"] =
         raise ValueError(f"norm={norm!r}; it may be 'exact' or 'resize'.")
     expected = [model.sizes(plan.keep).shape(value) for value in model.program.graph.inputs[: len(model.paths)]]
 
-    # Traces are kept by the shapes of the arguments; they are pure, so nothing can go stale.
-    programs = {_shapes_of(model.args): model.program}
+    # Traces are kept by what they were made for; they are pure, so nothing can go stale.
+    programs = {(_shapes_of(model.args), _dtypes_of(model.leaves)): model.program}
 
     def function(params: PyTree, *args: Any) -> Any:
         leaves = _checked_leaves(model, expected, params)
-        shapes = _shapes_of(args)
-        if shapes not in programs:
-            programs[shapes] = _program_for(model, args)
-        program = programs[shapes]
+        key = _shapes_of(args), _dtypes_of(leaves)
+        if key not in programs:
+            programs[key] = _program_for(model, leaves, args)
+        program = programs[key]
         sizes = model.sizes(plan.keep, program)
         means = find_means(program) if norm == "resize" else None
         evaluator = Evaluator(program, model.axes.rules, sizes, means=means)
@@ -176,19 +178,30 @@ def _shapes_of(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (structure, *((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
 
 
-def _program_for(model: Model, args: tuple[Any, ...]) -> Program:
-    """The program of the traced function at the shapes of other arguments."""
+def _dtypes_of(leaves: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(map(jnp.result_type, leaves))
+
+
+def _program_for(model: Model, leaves: Sequence[Any], args: tuple[Any, ...]) -> Program:
+    """The program of the traced function for other arguments, and for parameters of other dtypes."""
     if jax.tree.structure(args) != jax.tree.structure(model.args):
         raise ValueError(
             f"the arguments have the structure {jax.tree.structure(args)}; the model was traced with "
             f"{jax.tree.structure(model.args)}."
         )
     given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), args)
-    program = build(jax.make_jaxpr(model.apply_fn)(model.params, *given))
+    pairs = zip(model.leaves, _dtypes_of(leaves), strict=True)
+    full = [jax.ShapeDtypeStruct(jnp.shape(leaf), dtype) for leaf, dtype in pairs]
+    program = build(jax.make_jaxpr(model.apply_fn)(jax.tree.unflatten(jax.tree.structure(model.params), full), *given))
     if list(_names(program.graph)) != list(_names(model.program.graph)):
+        what, fix = "arguments of these shapes and dtypes", ""
+        for path, old, new in zip(model.paths, _dtypes_of(model.leaves), _dtypes_of(full), strict=True):
+            if old != new:
+                what, fix = "parameters of these dtypes", f", or cast {path}, which is {new}, to {old}"
+                break
         raise ValueError(
-            "the function does other operations for arguments of these shapes than for those it was traced with, so "
-            "the plan cannot be carried over. Trace it with arguments of these shapes."
+            f"the function does other operations for {what} than for those it was traced with, so the plan cannot be "
+            f"carried over. Trace it with {what}{fix}."
         )
     return program
 

@@ -37,10 +37,11 @@ def channel_gmp(
     """Prunes the indices of a model's groups gradually, by any score of weights.
 
     All weights of a pruned index are zero, in all parameters that share it, so that after training
-    `jp.plan_from_masks(model, masks)` cuts them away.
+    `jp.plan_from_masks(model, masks)` cuts them away. Where the model would divide by them (a weight norm), only those
+    that read the index are.
 
     Args:
-      model: the traced model; what is optimised may be one entry of its parameters, such as `params["params"]`.
+      model: the traced model; what is optimised may be a part of its parameters, such as `params["params"]`.
       sparsity: the share of indices that is pruned at `end`.
       begin: step of the first mask update.
       end: step of the last one, which meets the target exactly.
@@ -135,11 +136,9 @@ def leaf_mask(model: Model, leaf: int, keep: dict[str, jax.Array]) -> jax.Array:
     rank = len(model.leaves[leaf].shape)
     mask = jnp.ones((1,) * rank, bool)
     for name, kept in keep.items():
-        for member in model.groups[name].members:
+        for member in model.groups[name].zeroed():
             if member.leaf == leaf:
-                size = model.leaves[leaf].shape[member.axis]
-                owner = np.full(size, kept.size)  # positions of no index of the group stay
-                owner[member.index] = np.arange(kept.size)[:, None]
-                along = jnp.append(kept, True)[owner]
-                mask = mask & along.reshape([-1 if axis == member.axis else 1 for axis in range(rank)])
+                # A position may belong to several indices (of an outer product), and goes with any of them.
+                gone = jnp.zeros(model.leaves[leaf].shape[member.axis], bool).at[member.index].max(~kept[:, None])
+                mask = mask & ~gone.reshape([-1 if axis == member.axis else 1 for axis in range(rank)])
     return mask

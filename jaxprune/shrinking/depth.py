@@ -28,7 +28,8 @@ def count(params: PyTree, path: str, *, stacked: bool = False) -> int:
     Args:
       params: the parameters.
       path: where the blocks are: `"layers"` of a list, tuple or dict of blocks, or of a stacked tree;
-        `"encoder/layer_{}"` where numbered entries stand among others.
+        `"encoder/layer_{}"` where numbered entries stand among others. It may occur several times where the blocks are
+        the same: in the collections of Linen, `params` and `batch_stats`.
       stacked: whether the blocks are stacked along the leading axis of every leaf under the path.
 
     Raises:
@@ -38,7 +39,7 @@ def count(params: PyTree, path: str, *, stacked: bool = False) -> int:
       >>> count({"layers": [{"w": 1.0}, {"w": 2.0}], "head": 3.0}, "layers")
       2
     """
-    return len(_names(_find(params, path, stacked), path, stacked))
+    return len(_find(params, path, stacked)[1])
 
 
 def influence(block: Block, params: PyTree, path: str, x: jax.Array, *, stacked: bool = False) -> jax.Array:
@@ -110,7 +111,8 @@ def remove(tree: PyTree, path: str, blocks: Iterable[int], *, stacked: bool = Fa
       The tree without them.
 
     Raises:
-      ValueError: there are no blocks at the path, no such block, or none would be left.
+      ValueError: there are no blocks at the path, no such block, or none would be left; the path stands for different
+        blocks, or is one into `params` where other collections (`batch_stats`) hold the same blocks.
 
     Example:
       >>> remove({"layers": [1.0, 2.0, 3.0], "head": 4.0}, "layers", [1])
@@ -120,25 +122,16 @@ def remove(tree: PyTree, path: str, blocks: Iterable[int], *, stacked: bool = Fa
       >>> remove({"layers": {"w": jnp.arange(3)}}, "layers", [0], stacked=True)["layers"]["w"].tolist()
       [1, 2]
     """
-    gone, found = sorted(set(blocks)), 0
-    where = _container(path)
+    found, names = _containers(tree, path, stacked)
+    gone = sorted(set(blocks))
+    _check_nothing_beside(tree, path, stacked)
 
     def cut(keys: Sequence[Any], node: Any) -> Any:
-        nonlocal found
-        if not (_at(keys, where) and _is_container(node, path, stacked)):
-            return node
-        found += 1
-        return _cut(node, path, gone, stacked)
+        return _cut(node, path, names, gone, stacked) if trees.path_string(keys) in found else node
 
-    result = jax.tree_util.tree_map_with_path(
-        cut,
-        tree,
-        is_leaf=lambda keys, node: _at(keys, where) and _is_container(node, path, stacked),
-        is_leaf_takes_path=True,
+    return jax.tree_util.tree_map_with_path(
+        cut, tree, is_leaf=lambda keys, node: trees.path_string(keys) in found, is_leaf_takes_path=True
     )
-    if not found:
-        raise ValueError(_nothing(tree, path))
-    return result
 
 
 def prune(
@@ -227,8 +220,7 @@ def _names(node: Any, path: str, stacked: bool) -> list[Any]:
     return sorted(keys, key=lambda key: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", str(key))])
 
 
-def _cut(node: Any, path: str, gone: Sequence[int], stacked: bool) -> Any:
-    names = _names(node, path, stacked)
+def _cut(node: Any, path: str, names: Sequence[Any], gone: Sequence[int], stacked: bool) -> Any:
     wrong = [k for k in gone if not 0 <= k < len(names)]
     if wrong or len(gone) >= len(names):
         raise ValueError(f"remove(blocks={list(gone)}) at {path!r}: there are {len(names)} blocks, and one must stay.")
@@ -243,30 +235,69 @@ def _cut(node: Any, path: str, gone: Sequence[int], stacked: bool) -> Any:
     numbered = "{}" in path or (len(skeletons) == 1 and skeletons.pop().count("{}") == 1)
     new = names[: len(kept)] if numbered else kept
     rest = {key: value for key, value in node.items() if key not in names}
-    return type(node)({**rest, **{key: node[old] for key, old in zip(new, kept, strict=True)}})  # pyright: ignore
+    return type(node)({**rest, **{key: node[old] for key, old in zip(new, kept, strict=True) if old in node}})  # pyright: ignore
 
 
-def _find(params: PyTree, path: str, stacked: bool) -> Any:
-    found: list[Any] = []
+def _containers(tree: PyTree, path: str, stacked: bool) -> tuple[dict[str, Any], list[Any]]:
+    """What holds the blocks, by its own path, and the names of the blocks, which all of them share."""
+    found: dict[str, Any] = {}
     where = _container(path)
 
     def look(keys: Sequence[Any], node: Any) -> bool:
         if _at(keys, where) and _is_container(node, path, stacked):
-            found.append(node)
+            found[trees.path_string(keys)] = node
             return True
         return False
 
-    jax.tree_util.tree_flatten_with_path(params, is_leaf=look, is_leaf_takes_path=True)
+    jax.tree_util.tree_flatten_with_path(tree, is_leaf=look, is_leaf_takes_path=True)
     if not found:
-        raise ValueError(_nothing(params, path))
-    if len(found) > 1:
-        raise ValueError(f"{path!r} occurs {len(found)} times; give a longer path.")
-    return found[0]
+        raise ValueError(_nothing(tree, path))
+    every = {place: _names(node, path, stacked) for place, node in found.items()}
+    longest = max(every, key=lambda place: len(every[place]))
+    for place, names in every.items():
+        if names != every[longest] and not _partial(found[place], names, found[longest], every[longest]):
+            raise ValueError(
+                f"{path!r} stands for different blocks: {every[longest]} in {longest!r} and {names} in {place!r}. Give "
+                "a longer path."
+            )
+    return found, every[longest]
+
+
+def _partial(node: Any, names: Sequence[Any], whole: Any, every: Sequence[Any]) -> bool:
+    """Whether a node holds other leaves of some of the same blocks: statistics, which not every block needs to have."""
+    apart = set(trees.paths(node)).isdisjoint(trees.paths(whole))
+    return isinstance(node, Mapping) and set(names) < set(every) and apart
+
+
+def _find(params: PyTree, path: str, stacked: bool) -> tuple[list[Any], list[Any]]:
+    """The containers of one list of blocks, of which Linen has one for each collection; and the names of the blocks."""
+    found, names = _containers(params, path, stacked)
+    leaves = [leaf for node in found.values() for leaf in trees.paths(node)]
+    if len(set(leaves)) < len(leaves):
+        raise ValueError(
+            f"{path!r} occurs {len(found)} times; give a longer path. It is in {trees.list_paths(list(found))}."
+        )
+    return list(found.values()), names
+
+
+def _check_nothing_beside(tree: PyTree, path: str, stacked: bool) -> None:
+    """Raises where a path into `params` leaves out what other collections hold of the same blocks."""
+    shorter = f"/{path}".partition("/params/")[2]
+    if not shorter:
+        return
+    inside, _ = _containers(tree, path, stacked)
+    for place in _containers(tree, shorter, stacked)[0]:
+        if place not in inside:
+            raise ValueError(
+                f"{path!r} leaves out {place!r}, which would keep all its blocks, under their old numbers. Give "
+                f"{shorter!r}, which takes them from both."
+            )
 
 
 def _blocks(params: PyTree, path: str, stacked: bool) -> list[PyTree]:
-    node = _find(params, path, stacked)
-    names = _names(node, path, stacked)
+    (node, *others), names = _find(params, path, stacked)
+    if others:
+        raise ValueError(f"{path!r} occurs {1 + len(others)} times; give a longer path, such as 'params/{path}'.")
     return [jax.tree.map(lambda leaf, k=k: leaf[k], node) if stacked else node[k] for k in names]
 
 

@@ -4,7 +4,7 @@ They are found by their paths, so that the containers may differ (an optimiser's
 its model), and parameters may be missing where something else leaves them out (`optax.masked`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,11 +16,18 @@ from jaxprune.trees import PyTree
 
 
 def parts_of(model: Model) -> list[Mapping[str, int]]:
-    """The positions of the parameters by path: of all of them, and of each entry of the tree with paths of its own."""
+    """The positions of the parameters by path: of all of them, and of each part of the tree with paths of its own."""
     whole = jax.tree.unflatten(jax.tree.structure(model.params), range(len(model.paths)))
-    entries = jax.tree_util.default_registry.flatten_one_level(whole)
-    below = [part for part in entries[0] if not isinstance(part, int)] if entries is not None else []
-    return [dict(trees.leaves_with_paths(part)) for part in (whole, *below)]
+    return [dict(trees.leaves_with_paths(part)) for part in _nodes(whole)]
+
+
+def _nodes(tree: PyTree) -> Iterator[PyTree]:
+    """A tree and all trees inside it, from the outside to the inside; no leaves."""
+    level = jax.tree_util.default_registry.flatten_one_level(tree)
+    if level is not None:
+        yield tree
+        for child in level[0]:
+            yield from _nodes(child)
 
 
 def like(parts: Sequence[Mapping[str, int]], node: PyTree) -> list[list[int]]:
@@ -50,18 +57,26 @@ def derived(model: Model, number: int, leaf: Any) -> bool:
 
 
 def positions_in(model: Model, params: PyTree) -> list[int]:
-    """The positions, among a model's parameters, of the leaves of a tree that is all of them or one entry of them.
+    """The positions, among a model's parameters, of the leaves of a tree that is all of them or a part of them.
 
     Leaves may be missing, where the optimiser does not see them.
 
     Raises:
-      ValueError: the tree is neither.
+      ValueError: the tree is neither, or it may be any of several parts.
     """
     leaves = jax.tree.leaves(params)
-    for numbers in like(parts_of(model), params):
-        if all(fits(model, number, leaf) for number, leaf in zip(numbers, leaves, strict=True)):
-            return numbers
+    found = [
+        numbers
+        for numbers in like(parts_of(model), params)
+        if all(fits(model, number, leaf) for number, leaf in zip(numbers, leaves, strict=True))
+    ]
+    if len(found) == 1:
+        return found[0]
+    words = "are neither those that the model was traced with nor a part of them"
+    if found:
+        places = trees.list_paths([model.paths[numbers[0]] for numbers in found])
+        words = f"have the paths and shapes of several parts of those that the model was traced with, such as {places}"
     raise ValueError(
-        "these parameters are neither those that the model was traced with nor one entry of them; trace the model with "
-        f"the parameters that are optimised. Traced: {trees.list_paths(model.paths)}."
+        f"these parameters {words}; trace the model with the parameters that are optimised. Traced: "
+        f"{trees.list_paths(model.paths)}."
     )

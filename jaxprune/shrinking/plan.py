@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ class Plan:
         Args:
           model: the model.
           consumers_only: zero the weights that read an index only, in the groups where that is the same as to remove
-            it. Otherwise all weights of an index are zeroed, which is what training under masks wants.
+            it. Otherwise all weights of an index are zeroed, which is what training under masks wants; except where
+            the model would divide by them (a weight norm), and only those that read the index are.
 
         Returns:
           A tree of NumPy bools like the parameters, each of its parameter's rank, broadcastable against it; True for a
@@ -97,9 +99,7 @@ class Plan:
         masks = [np.ones((), bool) for _ in model.paths]
         for name, mask in self.keep.items():
             group, sizes = model.groups[name], model.sizes({name: mask})
-            for member in group.members:
-                if "in" not in member.roles and consumers_only and group.consumers_suffice:
-                    continue
+            for member in group.zeroed(consumers_only=consumers_only):
                 rank = len(model.leaves[member.leaf].shape)
                 own = sizes.mask(model.dims_of(member.leaf)[member.axis])
                 if not own.all():
@@ -117,7 +117,8 @@ class Plan:
           One plan for the original model.
 
         Raises:
-          ValueError: a group has not as many indices in `later` as this plan keeps.
+          ValueError: a group has not as many indices in `later` as this plan keeps, or may have another id there: where
+            an axis has several groups, the others are counted anew when one of them falls to a single index.
 
         Example:
           >>> first = Plan({"g": [True, False, True, True]})
@@ -126,6 +127,12 @@ class Plan:
         """
         keep = dict(self.keep)
         for name, mask in later.keep.items():
+            if moved := _moved(self.keep, name):
+                raise ValueError(
+                    f"the later plan names the group {name!r}, and the first one cuts {moved} on the same axis: a "
+                    "group that falls to one index is none any more, and those beside it get other ids. Make both "
+                    "choices in one plan of the first model."
+                )
             if name not in keep:
                 keep[name] = mask
                 continue
@@ -165,6 +172,21 @@ class Plan:
     def load(cls, path: str | Path) -> "Plan":
         """Reads a plan that `save` wrote."""
         return cls.from_json(Path(path).read_text())
+
+
+def _moved(keep: Mapping[str, np.ndarray], name: str) -> list[str]:
+    """The groups of a plan because of which an id of the model that it leaves may stand for another group."""
+    axis, own = _axis_and_part(name)
+    beside = [(other, part) for other in keep for place, part in [_axis_and_part(other)] if place == axis]
+    if name in keep:
+        return [other for other, part in beside if part < own and keep[other].sum() == 1]
+    return [other for other, part in beside if part < 0 or own < 0 or keep[other].sum() == 1]
+
+
+def _axis_and_part(name: str) -> tuple[str, int]:
+    """`("q:1", 0)` of the id `"q:1:0"`; the part is -1 where the axis has one group only."""
+    found = re.fullmatch(r"(.+?:\d+)(?::(\d+))?", name)
+    return (found[1], int(found[2] or -1)) if found else (name, -1)
 
 
 def _dense(entry: Mapping[str, Any]) -> np.ndarray:

@@ -115,7 +115,7 @@ def _error(model: Model, plan: Plan, params: PyTree, args: tuple[Any, ...]) -> t
     small = jax.tree.leaves(jax.jit(shrunk_function(model, plan))(shrink(model, plan, params), *args))
     outputs = model.program.graph.outputs
     sizes = model.sizes(plan.keep)
-    cut = [take(array, model.axes.of(value), sizes) for value, array in zip(outputs, masked, strict=True)]
+    cut = [take(array, value, sizes) for value, array in zip(outputs, masked, strict=True)]
     return _distance(cut, small), masked
 
 

@@ -113,6 +113,7 @@ class Sizes:
         self.program = axes.program if program is None else program
         self._keep = {dims.find(dim): mask for dim, mask in keep.items()}
         self._masks: dict[Dim, np.ndarray] = {}
+        self._running: dict[Dim, np.ndarray] | None = None
 
     def mask(self, dim: Dim) -> np.ndarray:
         """bool[dim.size]: the kept positions."""
@@ -120,6 +121,40 @@ class Sizes:
         if dim not in self._masks:
             self._masks[dim] = dims.keep_mask(dim, self._keep)
         return self._masks[dim]
+
+    def running_mask(self, operand: Operand, axis: int) -> np.ndarray:
+        """The kept positions of one axis of a value, as many as it has in the running program.
+
+        Raises:
+          ValueError: the axis loses positions, has another size than in the trace, and nothing says how the two go
+            together.
+        """
+        dim = self.axes.of(operand)[axis]
+        mask = self._mask_of_size(dim, self.program.shape(operand)[axis])
+        if mask is None:
+            raise ValueError(
+                f"axis {axis} of a value of shape {self.program.shape(operand)} was traced with {dim.size} indices, "
+                "some of which the plan removes, and it is not known which those are for arguments of these shapes. "
+                "Trace the model with arguments of these shapes, and make the plan for that trace."
+            )
+        return mask
+
+    def _mask_of_size(self, dim: Dim, running: Any) -> np.ndarray | None:
+        """The kept positions of an axis that may have another size now; None where its parts do not tell."""
+        if not isinstance(running, int):
+            return None
+        mask = self.mask(dim) if running == dim.size else dims.keep_mask(dim, self._resized())
+        return mask if mask.size == running else None
+
+    def _resized(self) -> dict[Dim, np.ndarray]:
+        """What is kept of the axes that are given, and all of those that keep all but have another size now."""
+        if self._running is None:
+            self._running = dict(self._keep)
+            for value, own in self.axes.dims.items():
+                for dim, running in zip(own, self.program.shape(value), strict=True):
+                    if isinstance(running, int) and running != dim.size and self.whole(dim):
+                        self._running[dims.find(dim)] = np.ones(running, bool)
+        return self._running
 
     def whole(self, dim: Dim) -> bool:
         """Whether an axis keeps all its positions."""
@@ -146,12 +181,11 @@ class Sizes:
         return tuple(running if self.whole(dim) else self._scaled(dim, running) for dim, running in pairs)
 
     def _scaled(self, dim: Dim, running: Any) -> Any:
+        mask = self._mask_of_size(dim, running)
+        if mask is not None:
+            return int(mask.sum())
         # A batch axis merged with a pruned one has a size that depends on the batch: only its share that is kept is
         # known, as a fraction in lowest terms.
         kept = self.size(dim)
         common = math.gcd(kept, dim.size)
-        return (
-            kept
-            if isinstance(running, int) and running == dim.size
-            else running // (dim.size // common) * (kept // common)
-        )
+        return running // (dim.size // common) * (kept // common)

@@ -65,9 +65,11 @@ class Cost:
       weight_bytes: the bytes of the parameters; under masks those of the kept values, without where they are.
       activation_bytes: the bytes of everything that operations write, an upper bound of the traffic: no operation is
         fused with another, and nothing is written in place.
-      per_path: the share of each parameter. Products of data with data (attention) are only in the total.
+      per_path: the share of each parameter. An operation on two parameters counts for both, and all branches of a
+        `cond` count, where the total has the most expensive one.
       per_site: the multiply-adds of each operation that consumes a parameter.
       notes: what the figures leave out.
+      other_macs: the multiply-adds of operations that consume no parameter, such as attention.
 
     Example:
       >>> import jax.numpy as jnp
@@ -91,6 +93,7 @@ class Cost:
     per_path: dict[str, PathCost]
     per_site: tuple[tuple[Site, int], ...]
     notes: tuple[str, ...] = ()
+    other_macs: int = 0
 
     @property
     def word(self) -> Literal["modelled", "theoretical"]:
@@ -100,8 +103,8 @@ class Cost:
     def __str__(self) -> str:
         rows = [("path", "parameters", "weight bytes", "MACs")]
         rows += [(path, *map(_grouped, dataclasses.astuple(each))) for path, each in self.per_path.items()]
-        if other := self.macs - sum(each.macs for each in self.per_path.values()):
-            rows.append(("other operations", "", "", _grouped(other)))
+        if self.other_macs:
+            rows.append(("other operations", "", "", _grouped(self.other_macs)))
         rows.append(("total", *map(_grouped, (self.parameters, self.weight_bytes, self.macs))))
         widths = [max(len(row[k]) for row in rows) for k in range(4)]
         table = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -122,6 +125,7 @@ class _Counts:
     flops: int = 0
     transcendentals: int = 0
     activation_bytes: int = 0
+    other_macs: int = 0
 
     def joined(self, others: Iterable["_Counts"], how: Callable[[Iterable[int]], int]) -> "_Counts":
         columns = zip(*map(dataclasses.astuple, (self, *others)), strict=True)
@@ -257,6 +261,7 @@ class _Counter:
             per_path,
             tuple(self.site_macs.items()),
             tuple(self.notes),
+            total.other_macs,
         )
 
     def _kept(self, leaf: int) -> int:
@@ -289,11 +294,14 @@ class _Counter:
             counts.extend([_Counts().joined(inner, max)] if node.name == "cond" else inner)
             if node.name == "while":
                 self.notes[f"a while loop counts as one turn ({node.place})"] = None
+            if node.name == "cond" and sum(each.macs > 0 for each in inner) > 1:
+                self.notes[f"the most expensive branch counts, by parameter all of them do ({node.place})"] = None
         return _Counts().joined(counts, sum)
 
     def _of_node(self, node: Node, trips: int) -> _Counts:
         product = self.macs.products.get(node)
         macs = product.at(self.sizes.size) * trips if product is not None else 0
+        other = 0 if node in self.of_parameters else macs
         macs = self.of_parameters.get(node, macs)
         rule = self.model.axes.rules.get(node.name)
         # What is made from nothing is made in full and then cut.
@@ -303,7 +311,7 @@ class _Counter:
             self.notes[f"the arithmetic of the primitive {node.name!r} is not known and counts as nothing"] = None
             work = 0, 0
         written = sum(math.prod(shape(value)) * self._itemsize(value) for value in node.outputs)
-        return _Counts(macs, 2 * macs + work[0] * trips, work[1] * trips, written * trips)
+        return _Counts(macs, 2 * macs + work[0] * trips, work[1] * trips, written * trips, other)
 
     def _shape(self, operand: Any) -> tuple[int, ...]:
         if not isinstance(operand, int):

@@ -308,15 +308,18 @@ def keep_mask(dim: Dim, keep: Mapping[Dim, np.ndarray]) -> np.ndarray:
 
     Args:
       dim: any axis.
-      keep: for some atoms, which of their indices are kept; the others keep all.
+      keep: for some axes, which of their indices are kept, as many as they have where the mask is for; other atoms
+        keep all.
 
     Returns:
       bool[dim.size].
     """
     dim = find(dim)
+    chosen = keep.get(dim)
+    if chosen is not None:
+        return np.asarray(chosen, bool)
     if dim.form is None:
-        chosen = keep.get(dim)
-        return np.ones(dim.size, bool) if chosen is None else np.asarray(chosen, bool)
+        return np.ones(dim.size, bool)
     masks = [keep_mask(part, keep) for part in dim.parts]
     if dim.form == CONCATENATION:
         return np.concatenate(masks)

@@ -16,18 +16,17 @@ from jaxprune import _sharding
 from jaxprune._versions import bind
 from jaxprune.tracing import custom_rules
 from jaxprune.tracing.axes import Sizes
-from jaxprune.tracing.dims import Dim
 from jaxprune.tracing.graph import Graph, Literal, Node, Operand, Program
 from jaxprune.tracing.means import Mean
 
 Operands = Callable[[Node, list[Any]], Sequence[Any]]
 
 
-def take(array: Any, axes: Sequence[Dim], sizes: Sizes) -> Any:
-    """Cuts an array of full size down to the kept positions of its axes."""
-    for k, dim in enumerate(axes):
+def take(array: Any, value: Operand, sizes: Sizes) -> Any:
+    """Cuts an array, which is a value of the program at full size, down to the kept positions of its axes."""
+    for k, dim in enumerate(sizes.axes.of(value)):
         if not sizes.whole(dim):
-            array = _sharding.take(array, np.flatnonzero(sizes.mask(dim)), k)
+            array = _sharding.take(array, np.flatnonzero(sizes.running_mask(value, k)), k)
     return array
 
 
@@ -81,7 +80,7 @@ class Evaluator:
         if operand in values:
             return values[operand]
         constant = self.program.constants[operand]
-        return constant if self.sizes is None else take(constant, self.sizes.axes.of(operand), self.sizes)
+        return constant if self.sizes is None else take(constant, operand, self.sizes)
 
     def step(self, node: Node, operands: list[Any], values: dict[int, Any]) -> list[Any]:
         """The outputs of one node."""
@@ -108,7 +107,7 @@ class Evaluator:
             outputs = bind(node.equation.primitive, operands, {**params, **rule.resize(node, self.sizes)})
         if rule is not None and rule.generates:
             pairs = zip(outputs, node.outputs, strict=True)
-            outputs = [take(output, self.sizes.axes.of(value), self.sizes) for output, value in pairs]
+            outputs = [take(output, value, self.sizes) for output, value in pairs]
         return outputs
 
     def region(self, node: Node, values: dict[int, Any]) -> list[Any]:

@@ -348,6 +348,9 @@ def _combine(node: Node, states: Sequence[int]) -> int:
     if NOT_FINITE in states:
         return NOT_FINITE
     if name == "pow":
+        exponent = node.inputs[1]
+        if states[0] == ZERO and isinstance(exponent, Literal) and (_scalar(exponent.value) or 0) > 0:
+            return ZERO
         return NOT_FINITE if states[0] == ZERO else ANYTHING
     if name in _SINGULAR_AT_ZERO:
         return NOT_FINITE if states[0] == ZERO else ANYTHING
@@ -357,7 +360,12 @@ def _combine(node: Node, states: Sequence[int]) -> int:
 
 
 def _is_zero(value: object) -> bool:
+    return _scalar(value) == 0
+
+
+def _scalar(value: object) -> float | None:
+    """The number that a value of one element is."""
     try:
-        return math.prod(getattr(value, "shape", ())) == 1 and float(value) == 0.0  # pyright: ignore[reportArgumentType]
+        return float(value) if math.prod(getattr(value, "shape", ())) == 1 else None  # pyright: ignore[reportArgumentType]
     except (TypeError, ValueError):
-        return False
+        return None

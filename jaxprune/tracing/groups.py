@@ -75,6 +75,16 @@ class Group:
     consumers_suffice: bool
     operations: str
 
+    def zeroed(self, *, consumers_only: bool = False) -> tuple[Member, ...]:
+        """The members whose weights are zero where an index is masked.
+
+        Args:
+          consumers_only: leave out those that do not read the index, where the others suffice. They are always left
+            out of an approximate group, which must not divide by their zeros.
+        """
+        readers = self.consumers_suffice and (consumers_only or self.exactness == APPROXIMATE)
+        return tuple(member for member in self.members if not readers or "in" in member.roles)
+
     def __str__(self) -> str:
         lines = [f"{self.id}: {self.size} indices, {self.exactness}" + (f" ({self.reason})" if self.reason else "")]
         for member in self.members:

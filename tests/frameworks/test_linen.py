@@ -110,7 +110,8 @@ def test_dropout_draws_at_the_smaller_shape():
     variables = jax.jit(module.init, static_argnums=2)(KEY, x, False)
     model = jp.trace(lambda variables, x: module.apply(variables, x, True, rngs={"dropout": KEY}), variables, x)
     plan = random_plan(model)
-    small = linen.shrink(model, plan, variables)
+    with pytest.warns(UserWarning, match="only shapes were compared"):
+        small = linen.shrink(model, plan, variables)
 
     @linen.follow_shapes()
     def loss(variables, key):
@@ -119,6 +120,28 @@ def test_dropout_draws_at_the_smaller_shape():
     losses = [float(jax.jit(loss)(small, jax.random.key(seed))) for seed in range(2)]
     assert losses[0] != losses[1]
     assert jax.tree.map(jnp.shape, jax.grad(loss)(small, KEY)) == jax.tree.map(jnp.shape, small)
+
+
+def test_grouped_convolution_called_by_keyword():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(12, (1, 1))(x)
+            return nn.Dense(3)(nn.Conv(12, (3, 3), feature_group_count=3)(inputs=x).mean((1, 2)))
+
+    module, x = Net(), normal(2, 4, 4, 3)
+    check_agrees(module.apply, init(module, x), x)
+
+
+def test_convolutional_cell():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3)(nn.RNN(nn.ConvLSTMCell(8, (3, 3)))(x)[:, -1].mean((1, 2)))
+
+    module, x = Net(), normal(2, 3, 4, 4, 2)
+    _, _, small = check_agrees(module.apply, init(module, x), x)
+    assert small["params"]["ConvLSTMCell_0"]["hh"]["kernel"].shape == (3, 3, 5, 20)
 
 
 @pytest.mark.parametrize("order", ["made in the line before", "made in setup"])

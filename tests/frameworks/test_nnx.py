@@ -227,6 +227,56 @@ def test_a_number_that_depends_on_a_size_is_an_error_at_its_line():
     assert f"test_nnx.py:{number}" in message
 
 
+class WithArrays(nnx.Module):
+    """Arrays that are no Variables: one is cut, the other is not."""
+
+    def __init__(self, rngs):
+        self.attention = HandWrittenAttention(rngs)
+        self.scale = jnp.linspace(1.0, 2.0, 12)
+        self.mask = jnp.tril(jnp.ones((5, 5)))
+        self.head = nnx.Linear(12, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.mask[None] @ (self.attention(x) * self.scale[None, None]))
+
+
+def test_arrays_that_are_no_variables():
+    module = WithArrays(nnx.Rngs(0))
+    model, _, small = check_agrees(module, normal(2, 5, 6), where=named("attention/value/kernel:1"))
+    assert small.scale.shape == (small.head.in_features,) == (7,)
+    assert (module.scale.shape, small.mask.shape) == ((12,), (5, 5))
+    # The array that stays does not keep the values from being compared.
+    with pytest.raises(ValueError, match=r"1/sqrt\(head size\)"):
+        adapter.resize(module, model, random_plan(model, where=named("attention/query/kernel:1")))
+
+
+def test_weight_norm():
+    def make(rngs):
+        normed = nnx.WeightNorm(nnx.Linear(4, 10, rngs=rngs), rngs=rngs)
+        return nnx.Sequential(normed, nnx.relu, nnx.Linear(10, 3, rngs=rngs))
+
+    check_agrees(make(nnx.Rngs(0)), normal(2, 4))
+
+
+def test_random_numbers_are_not_compared_and_a_warning_says_so():
+    module, x = Dropped(nnx.Rngs(0)), normal(8, 4)
+    model = adapter.trace(module, x)
+    with pytest.warns(UserWarning, match="only shapes were compared, because the traced function draws random numbers"):
+        adapter.resize(module, model, random_plan(model))
+
+
+def test_traced_parameters_that_the_module_has_not_are_named():
+    module, x = filled(zoo.MLP), normal(3, 7)
+    graph, state = nnx.split(module)
+
+    def apply(params, x):
+        return nnx.merge(graph, params["net"])(x) * params["temperature"]
+
+    model = jp.trace(apply, {"net": nnx.to_pure_dict(state), "temperature": jnp.ones(())}, x)
+    with pytest.warns(UserWarning, match="only shapes were compared, because temperature of the traced"):
+        adapter.resize(module, model, random_plan(model))
+
+
 def test_another_module_than_the_traced_one_is_an_error():
     model = adapter.trace(filled(zoo.MLP), normal(3, 7))
     with pytest.raises(ValueError, match=r"none of the module's arrays was traced"):

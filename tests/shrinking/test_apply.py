@@ -130,6 +130,17 @@ def test_parameters_that_an_optimiser_does_not_see() -> None:
     assert mu["first"]["kernel"].shape == (4, 5) and mu["third"]["kernel"].shape == (4, 3)
 
 
+def test_moments_of_a_part_at_any_depth() -> None:
+    """A part beside the parameters is found wherever it stands among them."""
+    params = {"params": {"net": {"encoder": PARAMS}, "head": jnp.ones(2)}}
+    model = jp.trace(lambda v, x: mlp(v["params"]["net"]["encoder"], x), params, inputs())
+    plan = jp.Plan({f"params/net/encoder/{name}": mask for name, mask in PLAN.keep.items()})
+    for part, small in ((PARAMS, by_hand(PARAMS)), ({"encoder": PARAMS}, {"encoder": by_hand(PARAMS)})):
+        found = jp.shrink(model, plan, {"params": params["params"], "average": part})
+        assert_equal(found["average"], small)
+        assert_equal(found["params"]["net"]["encoder"], by_hand(PARAMS))
+
+
 def wide_model():
     params = {"a": jnp.ones((130, 140)), "b": jnp.ones((140, 3))}
     return jp.trace(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones((1, 130))), params

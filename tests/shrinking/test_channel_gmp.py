@@ -10,6 +10,7 @@ import pytest
 import jaxprune as jp
 from jaxprune import schedules
 from tests.shrinking.small import inputs, mlp, mlp_model, mlp_params
+from tests.shrinking.toy_models import HEADS, X, arrays, heads
 from tests.zoo.models._model import Draw
 
 MODEL = mlp_model()
@@ -17,16 +18,15 @@ SIZES = {"first/kernel:1": 8, "second/kernel:1": 6}
 
 
 def removed_of(model, masks):
-    """bool[size] by group: the indices of which all weights of all members are masked; no index is masked in part."""
+    """bool[size] by group: the indices that are masked; the masks must be those of the plan without them."""
     leaves, removed = jax.tree.leaves(masks), {}
     for name, group in model.groups.items():
-        states = []
-        for member in group.members:
-            along = np.moveaxis(np.asarray(leaves[member.leaf]), member.axis, 0)
-            along = along.reshape(along.shape[0], -1)[member.index[:, 0]]
-            states.append(~along.any(1))
-        removed[name] = np.logical_or.reduce(states)
-        np.testing.assert_array_equal(removed[name], np.logical_and.reduce(states), err_msg=name)
+        member = group.zeroed()[0]
+        along = np.moveaxis(np.asarray(leaves[member.leaf]), member.axis, 0)[member.index]
+        removed[name] = ~along.reshape(group.size, -1).any(1)
+    expected = jp.Plan({name: ~mask for name, mask in removed.items()}).masks(model)
+    for found, mask in zip(leaves, jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(found, np.broadcast_to(mask, found.shape))
     return removed
 
 
@@ -152,6 +152,49 @@ def test_bfloat16() -> None:
         assert not np.asarray(leaf, np.float32)[~mask].any()
 
 
+def outer(params, x):
+    """Every unit is in the row and in the column of an outer product."""
+    x = jnp.tanh(x @ params["a"])
+    return (x[:, :, None] * x[:, None, :]).reshape(x.shape[0], -1) @ params["b"]
+
+
+OUTER = arrays({"a": (3, 6), "b": (36, 2)})
+
+
+@pytest.mark.parametrize(
+    ("apply_fn", "params"), [(outer, OUTER), (heads, HEADS)], ids=["outer product", "heads and features"]
+)
+def test_an_index_of_several_positions(apply_fn, params) -> None:
+    x = X
+    model = jp.trace(apply_fn, params, x)
+    masks, params = train(params, apply_fn, jp.channel_gmp(model, 0.5, begin=0, end=1), 3, x)[-1]
+    removed = removed_of(model, masks)
+    assert {name: int(r.sum()) for name, r in removed.items()} == {
+        name: count(group.size, 0.5) for name, group in model.groups.items()
+    }
+    plan = jp.plan_from_masks(model, masks)
+    assert {name: mask.tolist() for name, mask in plan.keep.items()} == {n: (~r).tolist() for n, r in removed.items()}
+
+
+def weight_norm(params, x):
+    lengths = jnp.linalg.norm(params["v"], axis=0, keepdims=True)
+    return jnp.tanh(x @ (params["v"] * params["g"][None] / lengths)) @ params["w"]
+
+
+def test_weight_norm_is_not_divided_by_zero() -> None:
+    x, start = X, arrays({"v": (3, 8), "g": 8, "w": (8, 2)})
+    model = jp.trace(weight_norm, start, x)
+    masks, params = train(start, weight_norm, jp.channel_gmp(model, 0.5, begin=0, end=1), 5, x)[-1]
+    assert masks["v"].all() and masks["g"].all()
+    assert (~masks["w"]).sum() == 8 and not np.asarray(params["w"])[~masks["w"]].any()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert np.asarray(params["v"] != start["v"]).any()
+    plan = jp.plan_from_masks(model, masks)
+    assert removed_of(model, masks) and [int(mask.sum()) for mask in plan.keep.values()] == [4]
+    small = jp.shrink(model, plan, params)
+    np.testing.assert_allclose(jp.shrunk_function(model, plan)(small, x), weight_norm(params, x), rtol=1e-5, atol=1e-6)
+
+
 class Normed(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -202,5 +245,9 @@ def test_errors() -> None:
         jp.channel_gmp(MODEL, 0.5, begin=0, end=1, normalize="l2")
     with pytest.raises(ValueError, match="no group is left to prune"):
         jp.channel_gmp(MODEL, 0.5, begin=0, end=1, ignore=".*")
+    two = {name: {"net": mlp_params()} for name in ("one", "two")}
+    model = jp.trace(lambda p, x: mlp(p["one"]["net"], x) + mlp(p["two"]["net"], x), two, inputs())
+    with pytest.raises(ValueError, match=r"several parts .* such as one/net/first/bias, two/net/first/bias"):
+        jp.sparsify(optax.sgd(0.1), jp.channel_gmp(model, 0.5, begin=0, end=1)).init(mlp_params())
     with pytest.raises(ValueError, match="neither those that the model was traced with"):
         jp.sparsify(optax.sgd(0.1), jp.channel_gmp(MODEL, 0.5, begin=0, end=1)).init({"other": jnp.ones((2, 2))})

@@ -96,6 +96,52 @@ def test_only_a_running_number_is_counted_anew() -> None:
     assert depth.remove(version, "v2_layer_{}", [0]) == {"v2_layer_0": 2.0}
 
 
+def collections(blocks, at=lambda blocks: blocks):
+    """Variables of Linen: the blocks of each number, with statistics beside the parameters, not in every block."""
+    stats = {f"Block_{k}": {"Norm_0": {"mean": -number}} for k, number in enumerate(blocks) if number != 30.0}
+    params = {f"Block_{k}": {"Norm_0": {"scale": number}} for k, number in enumerate(blocks)}
+    return {"params": {"Dense_0": 0.5, **at(params)}, "batch_stats": at(stats)}
+
+
+@pytest.mark.parametrize(
+    ("path", "at"), [("Block_{}", lambda b: b), ("net/Block_{}", lambda b: {"net": b})], ids=["top", "nested"]
+)
+@pytest.mark.parametrize("numbers", [[10.0, 20.0, 40.0], [10.0, 20.0, 30.0]], ids=["all", "some without statistics"])
+def test_parameters_and_statistics_go_together(path, at, numbers) -> None:
+    variables = collections(numbers, at)
+    assert depth.count(variables, path) == 3
+    for gone in range(3):
+        expected = collections([number for k, number in enumerate(numbers) if k != gone], at)
+        assert depth.remove(variables, path, [gone]) == expected
+    small, removed = depth.prune(lambda p: np.arange(depth.count(p, path)), variables, path, keep=1)
+    assert (small, removed) == (collections(numbers[2:], at), [0, 1])
+    with pytest.raises(ValueError, match=r"leaves out 'batch_stats.*under their old numbers. Give '(net/)?Block_{}'"):
+        depth.remove(variables, f"params/{path}", [0])
+    assert depth.count(variables, f"params/{path}") == 3
+    # The parameters alone, and their optimiser, know of no statistics.
+    alone = {"params": variables["params"], "state": (variables["params"], variables["params"])}
+    assert depth.remove({"params": variables["params"]}, f"params/{path}", [0])["params"] == expected_params(
+        numbers, at
+    )
+    assert depth.remove(alone, path, [0])["state"] == (expected_params(numbers, at),) * 2
+
+
+def expected_params(numbers, at):
+    return collections(numbers[1:], at)["params"]
+
+
+def test_blocks_of_the_same_names_that_are_not_the_same() -> None:
+    both = {
+        "encoder": {f"layer_{k}": {"w": k} for k in range(3)},
+        "decoder": {f"layer_{k}": {"w": k} for k in range(2)},
+    }
+    with pytest.raises(ValueError, match=r"different blocks: .*'layer_2'\] in 'encoder' and .* in 'decoder'.*longer"):
+        depth.remove(both, "layer_{}", [0])
+    assert list(depth.remove(both, "encoder/layer_{}", [0])["encoder"]) == ["layer_0", "layer_1"]
+    variables = {"params": both, "batch_stats": {"head": {"mean": 0.0}}}
+    assert list(depth.remove(variables, "params/encoder/layer_{}", [0])["params"]["decoder"]) == ["layer_0", "layer_1"]
+
+
 def test_a_named_tuple_of_blocks_is_too_rigid() -> None:
     with pytest.raises(ValueError, match="Pair, which cannot have fewer blocks"):
         depth.remove({"layers": Pair(1.0, 2.0, 3.0)}, "layers", [0])

@@ -114,7 +114,7 @@ def test_one_entry_of_the_parameters() -> None:
     np.testing.assert_allclose(slimming, np.abs(norm["scale"]).sum(), rtol=1e-6)
     plan = jp.Plan({"params/Dense_0/kernel:1": np.arange(6) > 1})
     np.testing.assert_allclose(jp.removal_penalty(model, variables["params"], plan, 2.0), learnt[:2].sum(), rtol=1e-6)
-    with pytest.raises(ValueError, match="neither those that the model was traced with nor one entry"):
+    with pytest.raises(ValueError, match="neither those that the model was traced with nor a part"):
         jp.group_lasso(model, {"params": {"Dense_0": variables["params"]["Dense_0"]}, "other": jnp.ones(2)})
 
 

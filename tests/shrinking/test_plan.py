@@ -105,6 +105,25 @@ def test_one_plan_after_another_with_two_groups_on_one_axis() -> None:
     assert_shrunk_equals(HEADS_MODEL, both, masked, masked, (X,))
 
 
+@pytest.mark.parametrize(("kept", "name"), [([1, 3], "a:1"), ([4, 1], "a:1")])
+def test_a_group_that_falls_to_one_index_moves_those_beside_it(kept: list[int], name: str) -> None:
+    first = jp.Plan({f"a:1:{k}": np.arange(size) < n for k, (size, n) in enumerate(zip((4, 3), kept, strict=True))})
+    small = jp.shrink(HEADS_MODEL, first, HEADS)
+    again = jp.trace(jp.shrunk_function(HEADS_MODEL, first), small, X)
+    assert list(again.groups) == [name]
+    later = jp.Plan({name: np.arange(again.groups[name].size) < 2})
+    with pytest.raises(
+        ValueError, match=r"names the group 'a:1', and the first one cuts \['a:1:0', 'a:1:1'\].*one plan"
+    ):
+        first.then(later)
+
+
+def test_a_group_of_the_same_size_is_not_taken_for_another() -> None:
+    first = jp.Plan({"q:1:0": np.arange(2) < 1, "q:1:1": np.arange(4) < 3, "q:1:2": np.arange(5) < 3})
+    with pytest.raises(ValueError, match=r"names the group 'q:1:1', and the first one cuts \['q:1:0'\]"):
+        first.then(jp.Plan({"q:1:1": [True, True, False]}))
+
+
 def test_masks_of_one_axis() -> None:
     a, b = np.asarray(KEEP["a:1"]), np.asarray(KEEP["b:1"])
     masks = jp.Plan(KEEP).masks(MLP_MODEL)

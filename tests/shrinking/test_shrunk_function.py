@@ -64,6 +64,84 @@ def test_a_batch_axis_merged_with_a_pruned_one() -> None:
     assert_close(function(small, x), 2 * np.tanh(x @ params["a"][:, :3]) @ params["b"][:3])
 
 
+def last_sample(h, x):
+    return h[-4:]
+
+
+def all_but_the_last(h, x):
+    return h[: 4 * (x.shape[0] - 1)]
+
+
+def padded(h, x):
+    return jnp.pad(h, ((4, 8), (0, 0)))
+
+
+def drawn(h, x):
+    return h * jax.random.normal(jax.random.key(0), h.shape)
+
+
+def transposed(h, x):
+    """The batch is the inner factor, so the kept positions are no repetition of those of one sample."""
+    h = h.reshape(-1, 8).T.reshape(-1, 1)[x.shape[0] * 2 :]
+    return h.reshape(6, -1).T.reshape(-1, 2)[:, :2]
+
+
+@pytest.mark.parametrize("middle", [last_sample, all_but_the_last, padded, drawn, transposed])
+def test_positions_along_a_batch_axis_merged_with_a_pruned_one(middle) -> None:
+    """They are counted along the axis as it is now, not as it was traced."""
+
+    def apply(params, x):
+        h = middle(jnp.tanh(x @ params["q"]).reshape(-1, 2), x)
+        return h.sum(0) @ params["o"]
+
+    draw = Draw(3)
+    params = {"q": draw.weight(6, 8), "o": draw.weight(2, 6)}
+    model, plan, small, function = cut(apply, params, draw.normal(3, 6))
+    masked = jp.apply_masks(params, plan.masks(model))
+    for rows in (3, 5, 2):
+        x = draw.normal(rows, 6)
+        assert_close(function(small, x), apply(masked, x), 1e-5)
+
+
+def test_a_batch_axis_joined_with_a_pruned_one() -> None:
+    def apply(params, x):  # the share of what is kept depends on the batch
+        h = jnp.concatenate([x.sum(1), params["w"]])
+        return jnp.where(h > 0, h, jnp.zeros(h.shape))[x.shape[0] :] @ params["o"]
+
+    draw = Draw(3)
+    params = {"w": draw.bias(8), "o": draw.weight(8, 3)}
+    model, plan, small, function = cut(apply, params, draw.normal(3, 6))
+    for rows in (3, 5):
+        x = draw.normal(rows, 6)
+        assert_close(function(small, x), apply(jp.apply_masks(params, plan.masks(model)), x))
+
+
+def test_positions_that_the_trace_does_not_tell() -> None:
+    """Traced at a batch of one, the merged axis does not show that it has a batch."""
+
+    def apply(params, x):
+        return jnp.tanh(x @ params["q"]).reshape(-1, 2)[:4].sum(0) @ params["o"] + x.mean()
+
+    draw = Draw(3)
+    params = {"q": draw.weight(6, 12), "o": draw.weight(2, 6)}
+    _, _, small, function = cut(apply, params, draw.normal(1, 6))
+    function(small, draw.normal(1, 6))
+    with pytest.raises(ValueError, match=r"axis 0 of a value of shape \(18, 2\) .*Trace the model with arguments"):
+        function(small, draw.normal(3, 6))
+
+
+def test_positions_of_a_symbolic_batch() -> None:
+    def apply(params, x):
+        h = jnp.tanh(x @ params["q"]).reshape(-1, 2)
+        return jnp.pad(h, ((4, 4), (0, 0))).sum(0) @ params["o"]
+
+    draw = Draw(3)
+    params = {"q": draw.weight(6, 8), "o": draw.weight(2, 6)}
+    _, _, small, function = cut(apply, params, draw.normal(3, 6))
+    with pytest.raises(ValueError, match=r"axis 0 of a value of shape \(4\*b \+ 8, 2\) .*Trace the model with"):
+        exported(function, small, "b", 6)
+
+
 def exported(function, small, *shape: int | str):
     x = jax.ShapeDtypeStruct(jax.export.symbolic_shape(", ".join(map(str, shape))), jnp.float32)
     return jax.export.export(jax.jit(function))(small, x)
@@ -104,8 +182,18 @@ def test_other_operations_at_another_shape() -> None:
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
     _, _, small, function = cut(apply, params, jnp.ones((2, 3)))
     function(small, jnp.ones((1, 3)))
-    with pytest.raises(ValueError, match=r"other operations for arguments of these shapes.*Trace it with"):
+    with pytest.raises(ValueError, match=r"other operations for arguments of these shapes and dtypes.*Trace it with"):
         function(small, jnp.ones((3, 3)))
+
+
+def test_parameters_of_another_dtype() -> None:
+    half, x = jax.tree.map(lambda p: p.astype(jnp.bfloat16), SMALL), X.astype(jnp.bfloat16)
+    found = FUNCTION(half, x)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, mlp(jax.tree.map(jnp.asarray, half), x))
+    message = r"parameters of these dtypes, or cast first/bias, which is bfloat16, to float32"
+    with jax.numpy_dtype_promotion("standard"), pytest.raises(ValueError, match=message):
+        FUNCTION(half, X)
 
 
 def test_errors_name_the_parameter_and_the_remedy() -> None:

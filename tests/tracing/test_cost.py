@@ -287,3 +287,25 @@ def test_zoo_against_xla_and_after_a_plan(name: str) -> None:
     assert planned.activation_bytes == pytest.approx(again.activation_bytes, rel=0.05)
     macs = Macs(model)
     assert (macs(model.sizes({})), macs(model.sizes(plan.keep))) == (cost.macs, planned.macs)
+
+
+def test_branches_that_consume_parameters() -> None:
+    """The total has the most expensive branch, so it is no sum over parameters, and what is left is not negative."""
+    params = {"a": jnp.ones((4, 8)), "b": jnp.ones((4, 8))}
+
+    def apply(p, which, x):
+        x = lax.cond(which, lambda x: x @ p["a"], lambda x: x @ p["b"], x)
+        return x @ x.T
+
+    cost = jp.trace(apply, params, True, jnp.ones((2, 4))).cost()
+    assert (cost.macs, cost.other_macs) == (2 * 4 * 8 + 2 * 8 * 2, 2 * 8 * 2)
+    assert [each.macs for each in cost.per_path.values()] == [64, 64]
+    assert " -" not in str(cost).split("FLOPs")[0]
+    assert any("the most expensive branch counts, by parameter all of them do (cond" in note for note in cost.notes)
+
+
+def test_an_operation_on_two_parameters() -> None:
+    params = {"a": jnp.ones((4, 8)), "b": jnp.ones((8, 3))}
+    cost = jp.trace(lambda p, x: x @ (p["a"] @ p["b"]), params, jnp.ones((2, 4))).cost()
+    assert cost.macs == 4 * 8 * 3 + 2 * 4 * 3
+    assert " -" not in str(cost).split("FLOPs")[0]

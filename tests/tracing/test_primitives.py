@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType, PartitionSpec
 
 import jaxprune as jp
 
@@ -84,7 +85,7 @@ PROGRAMS: dict[str, tuple[Program, int]] = {
     "unstack": (unstack, 1),
     "tile": (tile, 1),
     "split_with_an_empty_piece": (split_with_an_empty_piece, 2),
-    "reshard": (hidden(lambda h: lax.optimization_barrier(h)), 1),
+    "optimization_barrier": (hidden(lambda h: lax.optimization_barrier(h)), 1),
     "fft_along_another_axis": (hidden(lambda h: jnp.fft.fft(h, axis=0).real), 1),
     "fft_along_the_axis": (hidden(lambda h: jnp.fft.fft(h, axis=1).real), 0),
     "complex": (complex_numbers, 1),
@@ -113,6 +114,8 @@ PROGRAMS: dict[str, tuple[Program, int]] = {
     "select": (hidden(lambda h: jnp.where(h > 0, h, 0.1 * h)), 1),
     "argmax_elsewhere": (hidden(lambda h: h * (h.argmax(0) > 0)[None].astype(h.dtype)), 1),
     "while_loop": (hidden(looped), 1),
+    "power": (hidden(lambda h: jnp.power(jax.nn.relu(h), 1.5)), 1),
+    "random_gamma": (hidden(lambda h: jax.random.gamma(jax.random.key(0), jax.nn.softplus(h))), 0),
     "clamp": (hidden(lambda h: jnp.clip(h, -1.0, 1.0)), 1),
     "pad": (hidden(lambda h: jnp.pad(h, ((1, 1), (0, 0)))), 1),
     "expand_and_squeeze": (hidden(lambda h: jnp.squeeze(jnp.expand_dims(h, (0, 2)), (0, 2))), 1),
@@ -131,6 +134,28 @@ def test_primitive(name: str) -> None:
     keep = {name: np.arange(group.size) % 3 != 1 for name, group in model.groups.items()}
     result = jp.verify(model, jp.Plan(keep), params, X, strict=True)
     assert not result.approximate and result.error < 1e-5
+
+
+def test_a_power_that_is_not_finite_at_zero() -> None:
+    def negative(p: Any, x: Any) -> Any:
+        return lax.pow(x @ p["w"], np.float32(-0.5)) @ p["u"]
+
+    assert jp.trace(negative, {"w": W, "u": U}, X).groups["w:1"].exactness == "approximate"
+
+
+def test_reshard() -> None:
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,))
+
+    def program(p: Any, x: Any) -> Any:
+        return jax.sharding.reshard(x @ p["w"], PartitionSpec("x", None)) @ p["u"]
+
+    params, x = {"w": W, "u": U}, np.ones((4, 5), np.float32)
+    with jax.set_mesh(mesh):
+        model = jp.trace(program, params, x)
+        assert "reshard" in {node.name for node in model.program.graph.everything()}
+        assert list(model.groups) == ["w:1"]
+        result = jp.verify(model, jp.Plan({"w:1": np.arange(12) % 3 != 1}), params, x, strict=True)
+    assert result.exact and result.error < 1e-5
 
 
 def test_a_zero_size_argument_freezes_nothing_else() -> None:

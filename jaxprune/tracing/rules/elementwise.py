@@ -10,7 +10,7 @@ ELEMENTWISE = frozenset(
     clamp clz complex conj convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2
     expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma log log1p logistic lt
     lt_to max min mul mul_p name ne neg nextafter nextafter not or polygamma population_count pow pvary random_clone
-    random_fold_in random_gamma real reduce_precision regularized_incomplete_beta rem reshard round rsqrt select_n
+    random_fold_in real reduce_precision regularized_incomplete_beta rem reshard round rsqrt select_n
     sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient
     sub tan tanh xor
     zeta""".split()

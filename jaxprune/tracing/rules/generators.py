@@ -3,7 +3,7 @@
 from jaxprune.tracing import dims
 from jaxprune.tracing.axes import Axes
 from jaxprune.tracing.graph import Node
-from jaxprune.tracing.rules._rule import Rule
+from jaxprune.tracing.rules._rule import Rule, opaque
 
 
 def _fresh(node: Node, axes: Axes) -> None:
@@ -40,4 +40,6 @@ def _wrap(node: Node, axes: Axes) -> None:
 RULES = {name: Rule(_fresh, generates=True) for name in ("iota", "empty", "create_token", "rng_uniform")}
 RULES |= {name: Rule(_per_key, generates=True) for name in ("random_bits", "random_split")}
 RULES["rng_bit_generator"] = Rule(_bit_generator, generates=True)
+# Its draws depend on how many there are, so those for a cut array are not a cut of those for the whole.
+RULES["random_gamma"] = opaque("each element has a random draw of its own")
 RULES |= {name: Rule(_wrap) for name in ("random_wrap", "random_unwrap", "random_seed")}

@@ -188,7 +188,7 @@ def _resize_slice(node: Node, sizes: Sizes) -> dict[str, Any]:
     for k, dim in enumerate(sizes.axes.of(node.inputs[0])):
         if sizes.whole(dim):
             continue
-        mask, stride = sizes.mask(dim), strides[k]
+        mask, stride = sizes.running_mask(node.inputs[0], k), strides[k]
         if stride == 1 or starts[k] == limits[k]:
             starts[k], limits[k] = int(mask[: starts[k]].sum()), int(mask[: limits[k]].sum())
         else:  # whole periods of `stride` indices went
@@ -200,8 +200,8 @@ def _resize_pad(node: Node, sizes: Sizes) -> dict[str, Any]:
     padding = list(node.params["padding_config"])
     for k, dim in enumerate(sizes.axes.of(node.outputs[0])):
         if not sizes.whole(dim):
-            mask, (low, high, inner) = sizes.mask(dim), padding[k]
-            padding[k] = (int(mask[:low].sum()), int(mask[dim.size - high :].sum()), inner)
+            mask, (low, high, inner) = sizes.running_mask(node.outputs[0], k), padding[k]
+            padding[k] = (int(mask[:low].sum()), int(mask[mask.size - high :].sum()), inner)
     return {"padding_config": tuple(padding)}
 
 
