@@ -1,7 +1,6 @@
 """`compare`: which method keeps the most quality on a user's own task, at one budget of steps, over several seeds."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from jaxprune.measure.figure import Kind
 from jaxprune.pipeline.batches import Apply, Batches, Evaluate, Loss, batch_at
 from jaxprune.pipeline.methods import NEEDS_GRADIENTS, Make, Methods, Settings, resolve_methods, sparsities_of
 from jaxprune.pipeline.optimise import Checkpoints, Step, make_step, read, start_state, train
-from jaxprune.pipeline.records import Records
+from jaxprune.pipeline.records import Records, stable_name
 from jaxprune.posttraining.sequential import prune_sequential
 from jaxprune.pruners import Pruner
 from jaxprune.report import Report, Trial
@@ -157,8 +156,8 @@ def compare(
     batch_at(train_batches)
     runs = [_Run("dense", 0.0, seed) for seed in dict.fromkeys(seeds)]
     runs += [_Run(name, share, seed) for name in makers for share in shares for seed in dict.fromkeys(seeds)]
-    settings = {"steps": steps, "structure": str(structure), "allocation": _name(allocation), "where": _name(where)}
-    settings |= {"calibration": calibration}
+    settings = {"steps": steps, "structure": str(structure), "calibration": calibration}
+    settings |= {"allocation": stable_name(allocation), "where": stable_name(where)}
     records = Records(folder, settings)
     job = _Job(
         apply_fn, jax.jit(apply_fn), init, loss_fn, train_batches, eval_fn, tx, steps, makers, structure, allocation,
@@ -295,8 +294,3 @@ class _Job:
             self.apply_fn, dense, inputs, method, sparsity=sparsity, structure=self.structure, where=self.where
         )
         return pruned.params, pruned.masks
-
-
-def _name(value: Any) -> str:
-    """A name that does not change from run to run, as the addresses in the `repr` of a function do."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
