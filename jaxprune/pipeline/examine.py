@@ -53,7 +53,7 @@ def test(
       inputs: one batch of inputs, for latency and energy.
       model: the trace of the dense model.
       masks: of the dense parameters, for a model of which single weights are pruned; or
-      plan: the indices that stay, for one that is smaller.
+      plan: the indices that stay, for one that is smaller. With neither, all weights count.
       key: a typed PRNG key, for the corruptions.
       corruptions: of the inputs, see `robustness`.
       repetitions: of the measurement of latency.
@@ -103,7 +103,7 @@ def size(models: Models, model: Model, masks: PyTree | None, plan: Any) -> dict[
             pruned: Figure(after.macs, "MACs", after.word, "jaxpr"),
         },
         "bytes in memory": in_memory,
-        "bytes stored": {dense: stored["dense"], pruned: packed["dense" if plan is not None else "bitmask"]},
+        "bytes stored": {dense: stored["dense"], pruned: packed.get("bitmask", packed["dense"])},
     }
 
 

@@ -19,7 +19,15 @@ from jaxprune.pipeline.budget import fraction_for_latency, fraction_to_remove, s
 from jaxprune.pipeline.criteria import Scoring
 from jaxprune.pipeline.examine import test
 from jaxprune.pipeline.integrate import integrate
-from jaxprune.pipeline.optimise import Checkpoints, make_step, read, start_state, train
+from jaxprune.pipeline.optimise import (
+    Checkpoints,
+    check_every,
+    check_floating,
+    make_step,
+    read,
+    start_state,
+    train,
+)
 from jaxprune.pipeline.predict import Prediction, predict
 from jaxprune.pipeline.preprocess import Preprocessed, preprocess
 from jaxprune.pipeline.prune import Round, Rounds, levels, prune
@@ -145,7 +153,7 @@ def run(
     Raises:
       ValueError: an unknown criterion, a target that the structure or the function cannot have, `structure` or `where`
         beside a target of `macs` or `latency`, a folder of another run (other settings, or other parameters).
-      TypeError: `train_batches` is no sequence and no callable.
+      TypeError: `train_batches` is no sequence and no callable; a parameter is not floating.
 
     Example:
       >>> import jax.numpy as jnp
@@ -160,6 +168,8 @@ def run(
       >>> made.met, made.params["a"].shape
       (True, (8, 3))
     """
+    check_floating(params)
+    check_every(checkpoint_every)
     key = jax.random.key(0) if key is None else key
     rounds = 1 if isinstance(structure, NM) else rounds
     settings = {"target": str(target), "steps": steps, "methods": methods, "warmup_steps": warmup_steps}

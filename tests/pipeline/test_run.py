@@ -1,5 +1,6 @@
 import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -302,6 +303,40 @@ def test_cuts_take_no_where_and_no_structure(tmp_path):
     assert not list(tmp_path.iterdir())  # the folder is still free for the call that was meant
     with pytest.raises(ValueError, match=r"structure=NM\(n=2, m=4.*beside Target\(latency=\.\.\.\)"):
         run(jp.Target(latency=0.5), structure=jp.NM(2, 4))
+
+
+def test_a_module_that_can_be_called_is_a_tree():
+    """Equinox: a tree of sparsities has the type of the parameters, and was taken for a function."""
+
+    class Net(eqx.Module):
+        up: jax.Array
+        down: jax.Array
+
+        def __call__(self, x):
+            return jax.nn.relu(x @ self.up) @ self.down
+
+    params = Net(TRAINED["up"]["kernel"], TRAINED["down"]["kernel"])
+    made = jp.pipeline.run(
+        lambda net, x: net(x), params, toy.loss_fn, BATCHES, toy.evaluate, target=jp.Target(sparsity=0.5, max_drop=99),
+        tx=toy.TX, steps=2, rounds=1, methods="sensitivity", corruptions={}, progress=False,
+    )  # fmt: skip
+    assert made.met and made.prediction.best == "sensitivity" and type(made.params) is Net
+
+
+def test_two_dense_models_can_be_tested():
+    model = jp.trace(toy.apply_fn, TRAINED, BATCHES[0][0])
+    models = {"dense": (toy.apply_fn, TRAINED), "other": (toy.apply_fn, TRAINED)}
+    made = jp.pipeline.test(
+        models, toy.evaluate, BATCHES[0][0], model=model, key=jax.random.key(0), corruptions={}, repetitions=3
+    )
+    assert made.costs["bytes stored"]["other"] == made.costs["bytes stored"]["dense"]
+
+
+def test_arguments_are_checked_before_anything_is_trained():
+    with pytest.raises(ValueError, match="checkpoint_every=0"):
+        run(jp.Target(sparsity=0.5), checkpoint_every=0)
+    with pytest.raises(TypeError, match="step is int32"):
+        run(jp.Target(sparsity=0.5), params=TRAINED | {"step": jnp.zeros((), jnp.int32)}, warmup_steps=10**9)
 
 
 def test_empty_parameters_have_no_row():
