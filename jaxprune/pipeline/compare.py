@@ -168,7 +168,7 @@ def compare(
         for run in runs:
             result, meaning = records.get(run.name), _meaning(makers.get(run.method))
             if result is None:
-                result = records[run.name] = {"method": meaning} | job.execute(run, advance)
+                result = records[run.name] = job.execute(run, advance)
             elif result.get("method") != meaning:
                 raise ValueError(
                     f"{folder} holds {run.name}, where {run.method!r} was {result.get('method')}; now it is {meaning}. "
@@ -242,7 +242,11 @@ class _Job:
         values |= {} if loss is None else {"last_loss": loss}
         values |= dict(self.measure(self.jitted, params)) if self.measure is not None else {}
         quality = float(self.eval_fn(self.jitted, params))
-        return {"quality": quality, "values": {name: float(value) for name, value in values.items()}}
+        return {
+            "method": _meaning(self.makers.get(run.method)),
+            "quality": quality,
+            "values": {name: float(value) for name, value in values.items()},
+        }
 
     def start(self, seed: int) -> PyTree:
         """The initial parameters of a seed."""

@@ -45,7 +45,7 @@ def test(
     repetitions: int = 51,
     energy_seconds: float = 0.0,
 ) -> Tested:
-    """Measures quality, robustness, size, latency and energy of a dense and a pruned model.
+    """Measures quality, robustness, size, memory, latency and energy of a dense and a pruned model.
 
     Args:
       models: `(apply_fn, params)` by name, the dense one first.
@@ -78,6 +78,7 @@ def test(
     quality = {name: float(eval_fn(jax.jit(f), p)) for name, (f, p) in models.items()}
     robust = robustness(models, eval_fn, inputs, key=key, corruptions=corruptions)
     costs = size(models, model, masks, plan)
+    costs["peak memory of a call"] = {name: measure.memory(f, p, inputs)["peak"] for name, (f, p) in models.items()}
     calls = {name: _call(f, p, inputs) for name, (f, p) in models.items()}
     costs["latency"] = dict(measure.latency(calls, repetitions=repetitions))
     if energy_seconds > 0:

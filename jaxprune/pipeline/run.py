@@ -14,6 +14,7 @@ from jaxprune import masks as masks_
 from jaxprune import storage
 from jaxprune.calibration.accumulate import counter
 from jaxprune.measure import Figure
+from jaxprune.pipeline.account import account
 from jaxprune.pipeline.batches import Apply, Batch, Batches, Evaluate, Loss, batch_at
 from jaxprune.pipeline.budget import fraction_for_latency, fraction_to_remove, share_to_cut
 from jaxprune.pipeline.criteria import Scoring
@@ -172,6 +173,7 @@ def run(
     check_every(checkpoint_every)
     key = jax.random.key(0) if key is None else key
     rounds = 1 if isinstance(structure, NM) else rounds
+    each = steps // (rounds + 1)
     settings = {"target": str(target), "steps": steps, "methods": methods, "warmup_steps": warmup_steps}
     settings |= {
         "rounds": rounds,
@@ -214,7 +216,7 @@ def run(
             removed=wanted,
             cuts=target.cuts,
             tx=tx,
-            steps=steps // (rounds + 1),
+            steps=each,
             rounds=rounds,
             dense_quality=dense_quality,
             max_drop=target.max_drop,
@@ -222,8 +224,8 @@ def run(
             records=records,
             progress=advance,
         )
-        last = steps - rounds * (steps // (rounds + 1))
-        start = warmup_steps + len(made.history) * (steps // (rounds + 1))
+        last = steps - rounds * each
+        start = warmup_steps + len(made.history) * each
         teacher = (apply_fn, params) if distillation > 0 else None
         masks = masks_.full_masks(made.masks, params)
         final = training("final", made.params, last, start=start, masks=masks, teacher=teacher, weight=distillation)
@@ -247,6 +249,9 @@ def run(
     )
     kept_quality = dense_quality - tested.quality[name] <= target.max_drop
     met = kept_quality and _met(target, made, tested.costs, name)
+    trained = last + each * sum(not attempt.reason for attempt in made.history)
+    notes = [account(*tested.costs["multiply-adds a call"].values(), steps=trained, warmup=warmup_steps)]
+    notes += [_SAME_BATCH] if held_out[0][0] is inputs else []
     report = write_report(
         title,
         quality,
@@ -258,7 +263,7 @@ def run(
         prediction,
         summary(params, masks, where=where),
         settings,
-        [_SAME_BATCH] if held_out[0][0] is inputs else [],
+        notes,
     )
     return Result(
         done.params,

@@ -1,5 +1,3 @@
-import sys
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,34 +6,11 @@ import optax
 import pytest
 
 import jaxprune as jp
+from jaxprune.pipeline.account import account
 from jaxprune.pipeline.budget import fraction_to_remove
 from jaxprune.pipeline.prune import levels
 from tests.pipeline import toy
-
-BATCHES = toy.batches()
-TRAINED = jp.pipeline.optimise(
-    toy.apply_fn, toy.init(jax.random.key(0)), toy.loss_fn, BATCHES, tx=toy.TX, steps=300
-).params
-DENSE = toy.evaluate(toy.apply_fn, TRAINED)
-
-
-def run(target, *, params=TRAINED, batches=BATCHES, evaluate=toy.evaluate, **options):
-    arguments = {"tx": toy.TX, "steps": 100, "progress": False, "methods": ("random", "magnitude")}
-    arguments |= {"corruptions": {}} | options
-    return jp.pipeline.run(toy.apply_fn, params, toy.loss_fn, batches, evaluate, target=target, **arguments)
-
-
-def no_zeros(apply_fn, params):
-    """A quality that any pruning is too much for."""
-    return -float(jnp.any(params["up"]["kernel"] == 0))
-
-
-def same(a, b):
-    return jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), a, b))
-
-
-def kernels(params):
-    return {name: params[name]["kernel"] for name in ("up", "down")}
+from tests.pipeline.runs import BATCHES, DENSE, TRAINED, kernels, no_zeros, run, same
 
 
 def test_sparsity():
@@ -219,70 +194,6 @@ def test_nan_is_no_better_than_any_criterion():
     assert not losses(random=0.3, magnitude=nan).beats_random and not losses(random=nan, magnitude=nan).beats_random
 
 
-class Killed(Exception):
-    """What stands for a kill in a test."""
-
-
-def test_a_killed_run_goes_on_to_the_same_model(tmp_path):
-    """Killed three times, each time later: after the warm-up, within the rounds, and after the last training."""
-    calls, kills = [], {1, 4, 9}
-
-    def evaluate(apply_fn, params):
-        calls.append(1)
-        if len(calls) in kills:
-            raise Killed
-        return toy.evaluate(apply_fn, params)
-
-    def go(folder):
-        return jp.pipeline.run(
-            toy.apply_fn, toy.init(jax.random.key(0)), toy.loss_fn, BATCHES, evaluate,
-            target=jp.Target(sparsity=0.8, max_drop=0.1), tx=toy.TX, steps=50, warmup_steps=100, corruptions={},
-            methods=("random", "taylor"), rounds=3, folder=folder, progress=False,
-        )  # fmt: skip
-
-    for _ in kills:
-        with pytest.raises(Killed):
-            go(tmp_path / "killed")
-    resumed = go(tmp_path / "killed")
-    kills.clear()
-    whole = go(None)
-    assert same(resumed.params, whole.params)
-    assert resumed.history == whole.history
-
-
-def test_other_settings_are_refused(tmp_path):
-    target, options = jp.Target(sparsity=0.5, max_drop=1.0), {"folder": tmp_path, "rounds": 1, "steps": 4}
-    first = run(target, where="up/kernel", **options)
-    with pytest.raises(ValueError, match="steps: 4 then, 6 now"):
-        run(target, where="up/kernel", **options | {"steps": 6})
-    with pytest.raises(ValueError, match="where: 'up/kernel' then, 'down/kernel' now"):
-        run(target, where="down/kernel", **options)
-    with pytest.raises(ValueError, match="checksum of params: "):
-        run(target, where="up/kernel", params=toy.init(jax.random.key(3)), **options)
-    for name, value in {"rounds": 2, "calibration": 2, "round_to": 2, "key": jax.random.key(1)}.items():
-        with pytest.raises(ValueError, match=rf"\({name}: "):
-            run(target, where="up/kernel", **options | {name: value})
-    again = run(target, where="up/kernel", **options)
-    assert same(again.params, first.params) and again.met
-
-
-@pytest.mark.parametrize("target", [{"sparsity": 0.5}, {"macs": 0.5}])
-def test_a_round_that_was_kept_is_not_made_again(tmp_path, monkeypatch, target):
-    """Its masks and its plan are read, not computed: they would not fit if anything else had changed."""
-    target = jp.Target(**target, max_drop=99.0)
-    first = run(target, folder=tmp_path, rounds=2, steps=6)
-
-    def fail(*_):
-        raise AssertionError
-
-    monkeypatch.setattr(sys.modules["jaxprune.pipeline.prune"], "pruned", fail)
-    again = run(target, folder=tmp_path, rounds=2, steps=6)
-    assert again.history == first.history
-    assert same(again.masks, first.masks) and same(again.params, first.params)
-    assert (again.plan is None) == (first.plan is None) == (target.goal == "sparsity")
-    assert again.plan is None or again.plan.to_json() == first.plan.to_json()
-
-
 def test_the_scan_looks_at_what_the_criteria_see():
     """Three of six batches; the other three are held out, to compare the criteria on."""
     made = run(jp.Target(sparsity=0.5, max_drop=99.0), methods=("sensitivity",), steps=2, rounds=1)
@@ -321,6 +232,23 @@ def test_a_module_that_can_be_called_is_a_tree():
         tx=toy.TX, steps=2, rounds=1, methods="sensitivity", corruptions={}, progress=False,
     )  # fmt: skip
     assert made.met and made.prediction.best == "sensitivity" and type(made.params) is Net
+
+
+def test_the_training_is_accounted_for():
+    """Two rounds of 5 steps and the last 5: each step three forward passes, of two operations a multiply-add."""
+    untrained = toy.init(jax.random.key(0))
+    made = run(jp.Target(macs=0.5, max_drop=99.0), params=untrained, steps=15, rounds=2, warmup_steps=10)
+    call = 2 * made.preprocessed.cost.macs
+    note = next(note for note in made.report.notes if note.startswith("Pruning took"))
+    assert f"15 steps of training, {flops(15 * 3 * call)} after {flops(10 * 3 * call)} for the warm-up" in note
+    assert f"saves {call / 2000:.3g} k FLOPs (modelled), so it is paid back after 90.0 inferences (theoretical)" in note
+    peak = made.report.costs["peak memory of a call"]
+    assert peak["shrunk"].kind == "modelled" and 0 < peak["shrunk"].value < peak["dense"].value
+    assert "never comes back" in account(*[jp.measure.Figure(9.0, "MACs", "modelled", "jaxpr")] * 2, steps=1)
+
+
+def flops(value):
+    return str(jp.measure.Figure(value, "FLOPs", "theoretical", "formula"))
 
 
 def test_two_dense_models_can_be_tested():
