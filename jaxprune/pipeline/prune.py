@@ -142,7 +142,7 @@ def prune(
     step = make_step(scoring.apply_fn, scoring.loss_fn, optax.chain(tx, keep_masks(full)))
     evaluated = jax.jit(scoring.apply_fn)
     slack = 1e-9 if cuts else 0.5 / sum(leaf.size for leaf in prunable(params, params, scoring.where))
-    best, level = _Model(params, full, None, 0.0), 0.0
+    best, level = _Made(params, full, None, 0.0), 0.0
     failed: float | None = None
     left = 0 if isinstance(scoring.structure, NM) and not cuts else bisections
     history: list[Round] = []
@@ -180,7 +180,7 @@ def prune(
     return Rounds(best.params, masks, best.plan, best.removed, best.removed >= removed - slack, tuple(history))
 
 
-class _Model(NamedTuple):
+class _Made(NamedTuple):
     """A pruned model, and the fraction that is gone; the masks in full shape."""
 
     params: PyTree
@@ -190,14 +190,14 @@ class _Model(NamedTuple):
 
 
 def _take(
-    scoring: Scoring, criterion: str, before: _Model, level: float, cuts: bool, slack: float | None = None
-) -> _Model:
+    scoring: Scoring, criterion: str, before: _Made, level: float, cuts: bool, slack: float | None = None
+) -> _Made:
     """Takes away; with `slack`, more is asked for as long as less than the level is gone, and it can be asked for."""
 
-    def take(asked: float) -> _Model:
+    def take(asked: float) -> _Made:
         params, masks, plan = pruned(scoring, criterion, before.params, asked, cuts, before.plan)
         masks = masks_.full_masks(masks, params)
-        return _Model(params, masks, plan, _removed(scoring, params, masks, plan))
+        return _Made(params, masks, plan, _removed(scoring, params, masks, plan))
 
     made, more = take(level), 0.0
     if slack is None or isinstance(scoring.structure, NM):
@@ -210,7 +210,7 @@ def _take(
             break
         try:
             made = take(level + more)
-        except ValueError:  # no such budget; the report says what is gone
+        except ValueError:  # more cannot be had; what is gone is what the record says
             break
     return made
 
@@ -222,7 +222,7 @@ def _removed(scoring: Scoring, params: PyTree, masks: PyTree, plan: Plan | None)
     return masks_.sparsity(prunable(masks, params, scoring.where), prunable(params, params, scoring.where))
 
 
-def _store(records: Records, name: str, made: _Model, quality: float) -> None:
+def _store(records: Records, name: str, made: _Made, quality: float) -> None:
     """Keeps a round: the arrays first, for the record says that they are complete."""
     folder = records.within(f"{name}-arrays")
     if folder is None:
@@ -235,7 +235,7 @@ def _store(records: Records, name: str, made: _Model, quality: float) -> None:
     }
 
 
-def _restore(records: Records, name: str, like: _Model) -> tuple[_Model, float] | None:
+def _restore(records: Records, name: str, like: _Made) -> tuple[_Made, float] | None:
     """A round that was kept and its quality, or None."""
     folder, record = records.within(f"{name}-arrays"), records.get(name)
     if folder is None or record is None:
@@ -243,7 +243,7 @@ def _restore(records: Records, name: str, like: _Model) -> tuple[_Model, float] 
     arrays = storage.restore(folder, {"params": like.params, "masks": like.masks})
     plan = None if record["plan"] is None else Plan.from_json(record["plan"])
     quality = math.nan if record["quality"] is None else record["quality"]
-    return _Model(arrays["params"], arrays["masks"], plan, record["removed"]), quality
+    return _Made(arrays["params"], arrays["masks"], plan, record["removed"]), quality
 
 
 def _next_level(schedule: Sequence[float], reached: float, failed: float | None, goal: float) -> float | None:

@@ -36,7 +36,7 @@ def test_sparsity():
     [
         (0.8, True, {"methods": "wanda"}),  # of each row: 6 of 8, or 13 of 16
         (0.7, True, {"structure": jp.Channel()}),  # 11 of 16 channels, and 1 of 2
-        (0.6, True, {"structure": jp.Block((4, 4))}),  # the second kernel is half of a block wide
+        (0.7, True, {"structure": jp.Block((4, 4))}),  # the second kernel is half of a block wide
         (0.9, False, {"structure": jp.Channel()}),  # one of the two outputs always stays
         (1 - 2 / 3, False, {"structure": jp.NM(2, 3)}),  # 8 and 16 are no multiples of 3: what is left over stays
     ],
@@ -88,9 +88,9 @@ def test_bytes():
 
 def test_bytes_of_blocks():
     """Two outputs fill half a block of 4 x 4: to take the share of the blocks away is to take too few weights away."""
-    made = run(jp.Target(bytes=0.6, max_drop=99.0), structure=jp.Block((4, 4)), steps=2, rounds=1)
+    made = run(jp.Target(bytes=0.4, max_drop=99.0), structure=jp.Block((4, 4)), steps=2, rounds=1)
     stored = made.report.costs["bytes stored"]
-    assert made.met and stored["pruned"].value <= 0.6 * stored["dense"].value
+    assert made.met and stored["pruned"].value <= 0.4 * stored["dense"].value
 
 
 def test_two_of_four():
