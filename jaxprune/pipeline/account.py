@@ -30,7 +30,10 @@ def account(before: Figure, after: Figure, *, steps: int, warmup: int = 0) -> st
     beside = f" after {first} for the warm-up" if warmup else ""
     gain = saving(*flops)
     paid = break_even(spent, gain)
-    back = f"A call on one batch saves {gain}, so it is paid back after {paid} of that size"
+    back = f"A call on one batch saves {gain}, so it is paid back after {paid} of that size."
     if paid.value is not None and math.isinf(paid.value):
-        back = f"Then {paid.note}"
-    return f"Pruning took {steps:,} steps of training, {spent}{beside}, without scores and evaluations. {back}."
+        back = f"Then {paid.note}."
+    return (
+        f"Pruning took {steps:,} steps of training, three calls each: {spent}{beside}; scores, evaluations and a "
+        f"teacher are not counted. {back}"
+    )

@@ -202,15 +202,12 @@ def start_state(tx: optax.GradientTransformation, params: PyTree) -> State:
 
 def check_floating(params: PyTree) -> None:
     """Raises a TypeError that names the parameters which no gradient can be taken of."""
-    wrong = {
-        path: leaf.dtype
-        for path, leaf in trees.leaves_with_paths(params)
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact)
-    }
+    dtypes = {path: jnp.result_type(leaf) for path, leaf in trees.leaves_with_paths(params)}
+    wrong = [f"{path} is {dtype}" for path, dtype in dtypes.items() if not jnp.issubdtype(dtype, jnp.inexact)]
     if wrong:
         raise TypeError(
-            f"{', '.join(f'{path} is {dtype}' for path, dtype in wrong.items())}: gradients are taken of every "
-            "parameter, so all must be floating. Keep counters and the like outside the parameters, in the function."
+            f"{trees.list_paths(wrong)}: gradients are taken of every parameter, so all must be floating. Keep "
+            "counters and the like outside the parameters, in the function."
         )
 
 

@@ -240,7 +240,10 @@ def test_the_training_is_accounted_for():
     made = run(jp.Target(macs=0.5, max_drop=99.0), params=untrained, steps=15, rounds=2, warmup_steps=10)
     call = 2 * made.preprocessed.cost.macs
     note = next(note for note in made.report.notes if note.startswith("Pruning took"))
-    assert f"15 steps of training, {flops(15 * 3 * call)} after {flops(10 * 3 * call)} for the warm-up" in note
+    assert (
+        f"15 steps of training, three calls each: {flops(15 * 3 * call)} after {flops(10 * 3 * call)} for the warm-up"
+        in note
+    )
     assert f"saves {call / 2000:.3g} k FLOPs (modelled), so it is paid back after 90.0 inferences (theoretical)" in note
     peak = made.report.costs["peak memory of a call"]
     assert peak["shrunk"].kind == "modelled" and 0 < peak["shrunk"].value < peak["dense"].value
