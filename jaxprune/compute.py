@@ -100,7 +100,9 @@ def compute_masks(
     treedef = jax.tree.structure(params)
     picked = [i for i, c in enumerate(chosen) if c]
     matched = match_rules(rules, [named[i][0] for i in picked])
-    share: Any = allocation if callable(allocation) else explicit(allocation)
+    # A module that holds the sparsities may be callable, as those of Equinox are; a function is one leaf.
+    is_tree = jax.tree.structure(allocation) == treedef and not jax.tree_util.treedef_is_leaf(treedef)
+    share: Any = explicit(allocation) if is_tree or not callable(allocation) else allocation
     plan = _plan(named, picked, matched, structure, share, params, sparsity, where)
 
     if among is not None:

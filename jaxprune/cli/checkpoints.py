@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -138,7 +139,7 @@ def weights(leaves: Sequence[Leaf]) -> set[str]:
     """The paths of the leaves that are pruned unless told otherwise: floating, with two axes or more.
 
     Where some leaf lies below `params`, only what is below it counts; else all but what is below `opt_state`,
-    `optimizer` or `opt`.
+    `optimizer` or `opt`. Keys are joined with `/` in Orbax folders, and with `/` or dots in safetensors files.
 
     Args:
       leaves: all leaves of a checkpoint.
@@ -150,7 +151,8 @@ def weights(leaves: Sequence[Leaf]) -> set[str]:
       >>> sorted(weights([Leaf("params/w", (2, 2), "float32"), Leaf("opt_state/mu/w", (2, 2), "float32")]))
       ['params/w']
     """
-    tops = {leaf.path: leaf.path.split("/")[0] if "/" in leaf.path else "" for leaf in leaves}
+    keys = {leaf.path: re.split(r"[/.]", leaf.path) for leaf in leaves}
+    tops = {path: own[0] if len(own) > 1 else "" for path, own in keys.items()}
     if "params" in tops.values():
         inside = {path for path, top in tops.items() if top == "params"}
     else:

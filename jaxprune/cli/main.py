@@ -4,9 +4,13 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 OK, DIFFERENT, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
+
+# The exit code of a command, and what prints its result: the code is known before anything is printed.
+Outcome: TypeAlias = tuple[int, Callable[[], None]]
 
 _EPILOG = """
 exit codes: 0 all is well; 1 diff found differences; 2 bad input (arguments, files, a target that cannot be met);
@@ -27,8 +31,8 @@ one in a million; dead slices that chance explains are marked (chance).
 _PRUNE = """
 Sets the least important weights to zero and writes a new checkpoint of the same names, shapes and dtypes; zeros do not
 make it smaller. By default the floating leaves with two axes or more are pruned: those below `params` if there is such
-a key, else all but what is below `opt_state`, `optimizer` or `opt`. Embeddings are among them; leave them out as in
---where '(?!.*embed).*kernel'.
+a key, else all but what is below `opt_state`, `optimizer` or `opt` (a key ends at / or at a dot). Embeddings are among
+them; leave them out as in --where '(?!.*embed).*kernel'.
 """
 
 _DIFF = """
@@ -65,12 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The files are the work: a device would only lose memory to it, perhaps that of a training run.
         jax.config.update("jax_platforms", "cpu")
     try:
-        code = arguments.run(arguments)
-        sys.stdout.flush()
+        code, show = arguments.run(arguments)
+        try:
+            show()
+            sys.stdout.flush()
+        except BrokenPipeError:  # as in `jaxprune inspect CKPT | head`; the code is known all the same
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code
-    except BrokenPipeError:  # as in `jaxprune inspect CKPT | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"jaxprune {arguments.command}: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -141,19 +146,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _inspect(arguments: argparse.Namespace) -> int:
-    from jaxprune.cli import inspect, show
+def _inspect(arguments: argparse.Namespace) -> Outcome:
+    from jaxprune.cli import inspect
 
     found = inspect.inspect_checkpoint(arguments.checkpoint, where=arguments.where, quiet=arguments.quiet)
-    if arguments.json:
-        show.print_json(found.to_dict())
-    else:
-        found.print()
-    return OK
+    return OK, _shown(arguments, found)
 
 
-def _prune(arguments: argparse.Namespace) -> int:
-    from jaxprune.cli import prune, show
+def _prune(arguments: argparse.Namespace) -> Outcome:
+    from jaxprune.cli import prune
 
     made = prune.prune_checkpoint(
         arguments.checkpoint,
@@ -168,19 +169,18 @@ def _prune(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         quiet=arguments.quiet,
     )
-    if arguments.json:
-        show.print_json(made.to_dict())
-    else:
-        made.print()
-    return OK
+    return OK, _shown(arguments, made)
 
 
-def _diff(arguments: argparse.Namespace) -> int:
-    from jaxprune.cli import diff, show
+def _diff(arguments: argparse.Namespace) -> Outcome:
+    from jaxprune.cli import diff
 
     found = diff.diff_checkpoints(arguments.a, arguments.b, where=arguments.where, quiet=arguments.quiet)
-    if arguments.json:
-        show.print_json(found.to_dict())
-    else:
-        found.print(everything=arguments.all)
-    return OK if found.same else DIFFERENT
+    return OK if found.same else DIFFERENT, _shown(arguments, found, everything=arguments.all)
+
+
+def _shown(arguments: argparse.Namespace, found: Any, **options: Any) -> Callable[[], None]:
+    """Prints a result as its table, or as JSON."""
+    from jaxprune.cli import show
+
+    return lambda: show.print_json(found.to_dict()) if arguments.json else found.print(**options)

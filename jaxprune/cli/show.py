@@ -59,10 +59,14 @@ def print_table(
 
 
 def console() -> Any:
-    """A rich console on standard output."""
+    """A rich console on standard output, which raises BrokenPipeError where the reader has gone."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False)
+    class Loud(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would end the process with 1, which here means that checkpoints differ
+
+    return Loud(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False)
 
 
 @contextlib.contextmanager

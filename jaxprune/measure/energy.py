@@ -91,8 +91,9 @@ def energy(
       idle: subtract the energy at rest; else the figure is gross.
 
     Returns:
-      Joules by name, with half of the interquartile range as spread. The note gives the idle power, and what is
-      counted. Without a sensor, "not measured" and why.
+      Joules by name, with half of the interquartile range as spread, over the same domains for every call: what stood
+      still for one of them is left out for all. The note gives the idle power, and what is counted. Without a sensor,
+      "not measured" and why.
 
     Raises:
       ValueError: there is no call, no repetition or no window, or meters that count the same.
@@ -281,19 +282,26 @@ def _stop(meters: Sequence[Meter], windows: Sequence[Any]) -> dict[str, float]:
 
 
 def _total(readings: _Readings, name: str) -> Figure:
-    moved = [domain for domain in readings.domains if (name, domain) not in readings.stuck]
-    figure = _figure(readings, name, moved or readings.domains)
-    left_out = [domain for domain in readings.domains if domain not in moved]
-    if not moved or not left_out:
+    """Over the domains that moved for every call: totals of different domains could not be compared."""
+    left_out = [domain for domain in readings.domains if any(stuck == domain for _, stuck in readings.stuck)]
+    counted = [domain for domain in readings.domains if domain not in left_out]
+    if not counted:
+        return _stood_still(readings, left_out)
+    figure = _figure(readings, name, counted)
+    if not left_out:
         return figure
     return dataclasses.replace(figure, note=f"{figure.note}; without {', '.join(left_out)}, which stood still")
+
+
+def _stood_still(readings: _Readings, domains: Sequence[str]) -> Figure:
+    where = ", ".join(domains)
+    return Figure.absent("J", f"{where} stood still in a window of {readings.seconds:g} s; give a longer one")
 
 
 def _figure(readings: _Readings, name: str, domains: list[str]) -> Figure:
     stuck = [domain for domain in domains if (name, domain) in readings.stuck]
     if stuck:
-        where = ", ".join(stuck)
-        return Figure.absent("J", f"{where} stood still in a window of {readings.seconds:g} s; give a longer one")
+        return _stood_still(readings, stuck)
     samples = np.sum([readings.joules[name][domain] for domain in domains], axis=0).tolist()
     notes = [f"windows of {readings.seconds:g} s"]
     if readings.seconds < _GOOD_WINDOW_S:

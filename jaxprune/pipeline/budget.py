@@ -10,7 +10,7 @@ from jaxprune.measure.latency import latency
 from jaxprune.pipeline.criteria import Scoring, cut
 from jaxprune.pipeline.target import Target
 from jaxprune.shrinking import shrink, shrunk_function
-from jaxprune.structures import NM, Structure
+from jaxprune.structures import NM, Structure, Unstructured
 from jaxprune.trees import PyTree, Where
 
 _PROBES = 5
@@ -32,7 +32,8 @@ def fraction_to_remove(target: Target, params: PyTree, structure: Structure, whe
       The fraction, in (0, 1).
 
     Raises:
-      ValueError: N:M has another sparsity, or no sparsity meets a target of bytes.
+      ValueError: N:M has another sparsity, no sparsity meets a target of bytes, or `structure` or `where` is given for
+        a target that cuts.
 
     Example:
       >>> import numpy as np
@@ -42,6 +43,13 @@ def fraction_to_remove(target: Target, params: PyTree, structure: Structure, whe
     """
     fixed = 1 - structure.n / structure.m if isinstance(structure, NM) else None
     if target.cuts:
+        choices = {"where": where, "structure": None if structure == Unstructured() else structure}
+        given = [f"{name}={value}" for name, value in choices.items() if value is not None]
+        if given:
+            raise ValueError(
+                f"{' and '.join(given)} beside Target({target.goal}=...), which cuts whole indices, wherever the trace "
+                "allows it. Leave it out, or ask for sparsity or bytes."
+            )
         return target.removed
     wanted = target.removed if target.goal == "sparsity" else _sparsity_for_bytes(target.value, params, where)
     if fixed is None:
@@ -51,13 +59,49 @@ def fraction_to_remove(target: Target, params: PyTree, structure: Structure, whe
     return fixed
 
 
-def _sparsity_for_bytes(share: float, params: PyTree, where: Where) -> float:
+def prunable(tree: PyTree, params: PyTree, where: Where) -> list[Any]:
+    """The leaves of a tree like the parameters that belong to parameters which may be pruned.
+
+    Example:
+      >>> import numpy as np
+      >>> params = {"w": np.ones((2, 2)), "b": np.ones(2)}
+      >>> prunable({"w": "w", "b": "b"}, params, None)
+      ['w']
+    """
     chosen = jax.tree.leaves(trees.resolve_where(where, params))
-    leaves = jax.tree.leaves(params)
-    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-    prunable = [leaf for leaf, flag in zip(leaves, chosen, strict=True) if flag]
-    mask = sum(math.ceil(leaf.size / 8) for leaf in prunable)
-    sparsity = (whole * (1 - share) + mask) / sum(leaf.size * leaf.dtype.itemsize for leaf in prunable)
+    return [leaf for leaf, flag in zip(jax.tree.leaves(tree), chosen, strict=True) if flag]
+
+
+def share_to_cut(scoring: Scoring, params: PyTree, removed: float) -> float:
+    """A share of the multiply-adds that can be cut: what is asked for, halved as often as need be.
+
+    Args:
+      scoring: what the criterion, here the magnitude, may look at; which share can be cut does not depend on it.
+      params: the dense parameters.
+      removed: the share to begin with.
+
+    Returns:
+      The share.
+
+    Raises:
+      ValueError: not even one in a hundred can be cut.
+    """
+    while True:
+        try:
+            cut(scoring, "magnitude", params, 1 - removed)
+        except ValueError:
+            if removed < 0.02:
+                raise
+            removed /= 2
+        else:
+            return removed
+
+
+def _sparsity_for_bytes(share: float, params: PyTree, where: Where) -> float:
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    chosen = prunable(params, params, where)
+    mask = sum(math.ceil(leaf.size / 8) for leaf in chosen)
+    sparsity = (whole * (1 - share) + mask) / sum(leaf.size * leaf.dtype.itemsize for leaf in chosen)
     if sparsity >= 1:
         raise ValueError(
             f"Target(bytes={share}): even without any of the weights that may be pruned, more is left. "

@@ -1,13 +1,11 @@
 """`compare`: which method keeps the most quality on a user's own task, at one budget of steps, over several seeds."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 from jaxprune import allocation as allocation_
@@ -15,12 +13,13 @@ from jaxprune import storage
 from jaxprune.calibration.accumulate import counter
 from jaxprune.measure.figure import Kind
 from jaxprune.pipeline.batches import Apply, Batches, Evaluate, Loss, batch_at
-from jaxprune.pipeline.methods import NEEDS_GRADIENTS, Make, Methods, Settings, resolve_methods, sparsities_of
-from jaxprune.pipeline.optimise import Checkpoints, Step, make_step, read, start_state, train
-from jaxprune.pipeline.records import Records
+from jaxprune.pipeline.methods import METHODS, NEEDS_GRADIENTS, Make, Methods, Settings, resolve_methods, sparsities_of
+from jaxprune.pipeline.optimise import Checkpoints, Step, check_every, make_step, read, start_state, train
+from jaxprune.pipeline.records import Records, stable_name
 from jaxprune.posttraining.sequential import prune_sequential
 from jaxprune.pruners import Pruner
 from jaxprune.report import Report, Trial
+from jaxprune.report.rows import best_at, join_seeds
 from jaxprune.structures import NM, Structure, Unstructured
 from jaxprune.summary import summary
 from jaxprune.transforms import sparsify
@@ -53,19 +52,18 @@ class Comparison:
     kinds: Mapping[str, Kind] = dataclasses.field(default_factory=dict)
 
     def best(self, sparsity: float) -> str:
-        """The method of the highest mean quality at a sparsity.
+        """The method of the highest mean quality at a sparsity; one that diverged with any seed is none.
 
         Raises:
-          ValueError: no trial has this sparsity.
+          ValueError: no trial has this sparsity, or every method diverged.
         """
-        qualities: dict[str, list[float]] = {}
-        for trial in self.trials:
-            if trial.sparsity == sparsity and trial.method != "dense":
-                qualities.setdefault(trial.method, []).append(trial.quality)
-        if not qualities:
-            there = sorted({trial.sparsity for trial in self.trials if trial.method != "dense"})
-            raise ValueError(f"no trial has sparsity {sparsity}; there are {there}.")
-        return max(qualities, key=lambda method: float(np.mean(qualities[method])))
+        rows = [row for row in join_seeds(self.trials) if row["method"] != "dense"]
+        if there := best_at(rows, sparsity, "higher"):
+            return there[0]["method"]
+        diverged = [row["method"] for row in rows if row["sparsity"] == sparsity]
+        if diverged:
+            raise ValueError(f"at sparsity {sparsity} no method is the best: {', '.join(diverged)} diverged.")
+        raise ValueError(f"no trial has sparsity {sparsity}; there are {sorted({row['sparsity'] for row in rows})}.")
 
     def report(self, **extra: Any) -> Report:
         """The report of these trials; `extra` are further fields of `Report`, such as `costs` and `notes`."""
@@ -150,6 +148,7 @@ def compare(
       >>> len(made.trials), made.best(0.8)
       (6, 'gmp')
     """
+    check_every(checkpoint_every)
     makers = resolve_methods(methods)
     shares = sparsities_of(sparsities, structure)
     if not seeds:
@@ -157,8 +156,8 @@ def compare(
     batch_at(train_batches)
     runs = [_Run("dense", 0.0, seed) for seed in dict.fromkeys(seeds)]
     runs += [_Run(name, share, seed) for name in makers for share in shares for seed in dict.fromkeys(seeds)]
-    settings = {"steps": steps, "structure": str(structure), "allocation": _name(allocation), "where": _name(where)}
-    settings |= {"calibration": calibration}
+    settings = {"steps": steps, "structure": str(structure), "calibration": calibration}
+    settings |= {"allocation": stable_name(allocation), "where": stable_name(where)}
     records = Records(folder, settings)
     job = _Job(
         apply_fn, jax.jit(apply_fn), init, loss_fn, train_batches, eval_fn, tx, steps, makers, structure, allocation,
@@ -167,9 +166,14 @@ def compare(
     trials = []
     with counter(progress, len(runs) * steps, quality) as advance:
         for run in runs:
-            result = records.get(run.name)
+            result, meaning = records.get(run.name), _meaning(makers.get(run.method))
             if result is None:
                 result = records[run.name] = job.execute(run, advance)
+            elif result.get("method") != meaning:
+                raise ValueError(
+                    f"{folder} holds {run.name}, where {run.method!r} was {result.get('method')}; now it is {meaning}. "
+                    "Give the method another name, or use another folder."
+                )
             else:
                 for _ in range(steps):
                     advance()
@@ -238,7 +242,11 @@ class _Job:
         values |= {} if loss is None else {"last_loss": loss}
         values |= dict(self.measure(self.jitted, params)) if self.measure is not None else {}
         quality = float(self.eval_fn(self.jitted, params))
-        return {"quality": quality, "values": {name: float(value) for name, value in values.items()}}
+        return {
+            "method": _meaning(self.makers.get(run.method)),
+            "quality": quality,
+            "values": {name: float(value) for name, value in values.items()},
+        }
 
     def start(self, seed: int) -> PyTree:
         """The initial parameters of a seed."""
@@ -246,8 +254,8 @@ class _Job:
 
     def settings(self, run: _Run, params: PyTree) -> Settings:
         """What the method of a run is made from."""
-        grads = None
-        if run.method in NEEDS_GRADIENTS:
+        grads, make = None, self.makers[run.method]
+        if make not in METHODS.values() or _meaning(make) in NEEDS_GRADIENTS:
             inputs, targets = batch_at(self.train_batches)(run.seed * self.steps)
             grads = jax.grad(lambda p: self.loss_fn(self.apply_fn(p, inputs), targets))(params)
         sparsity = None if isinstance(self.structure, NM) else run.sparsity
@@ -297,6 +305,7 @@ class _Job:
         return pruned.params, pruned.masks
 
 
-def _name(value: Any) -> str:
-    """A name that does not change from run to run, as the addresses in the `repr` of a function do."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+def _meaning(make: Make | None) -> str:
+    """What the name of a method stands for, in a word that does not change from run to run; None is the dense model."""
+    known = {id(function): name for name, function in METHODS.items()}
+    return "dense" if make is None else known.get(id(make), stable_name(make))

@@ -45,7 +45,7 @@ def test(
     repetitions: int = 51,
     energy_seconds: float = 0.0,
 ) -> Tested:
-    """Measures quality, robustness, size, latency and energy of a dense and a pruned model.
+    """Measures quality, robustness, size, memory, latency and energy of a dense and a pruned model.
 
     Args:
       models: `(apply_fn, params)` by name, the dense one first.
@@ -53,7 +53,7 @@ def test(
       inputs: one batch of inputs, for latency and energy.
       model: the trace of the dense model.
       masks: of the dense parameters, for a model of which single weights are pruned; or
-      plan: the indices that stay, for one that is smaller.
+      plan: the indices that stay, for one that is smaller. With neither, all weights count.
       key: a typed PRNG key, for the corruptions.
       corruptions: of the inputs, see `robustness`.
       repetitions: of the measurement of latency.
@@ -78,6 +78,7 @@ def test(
     quality = {name: float(eval_fn(jax.jit(f), p)) for name, (f, p) in models.items()}
     robust = robustness(models, eval_fn, inputs, key=key, corruptions=corruptions)
     costs = size(models, model, masks, plan)
+    costs["peak memory of a call"] = {name: measure.memory(f, p, inputs)["peak"] for name, (f, p) in models.items()}
     calls = {name: _call(f, p, inputs) for name, (f, p) in models.items()}
     costs["latency"] = dict(measure.latency(calls, repetitions=repetitions))
     if energy_seconds > 0:
@@ -103,7 +104,7 @@ def size(models: Models, model: Model, masks: PyTree | None, plan: Any) -> dict[
             pruned: Figure(after.macs, "MACs", after.word, "jaxpr"),
         },
         "bytes in memory": in_memory,
-        "bytes stored": {dense: stored["dense"], pruned: packed["dense" if plan is not None else "bitmask"]},
+        "bytes stored": {dense: stored["dense"], pruned: packed.get("bitmask", packed["dense"])},
     }
 
 

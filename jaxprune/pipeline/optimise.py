@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from jaxprune import masks as masks_
-from jaxprune import storage
+from jaxprune import storage, trees
 from jaxprune.calibration.accumulate import counter
 from jaxprune.pipeline.batches import Apply, Batches, Loss, batch_at
 from jaxprune.pruners import Pruner
@@ -52,7 +52,7 @@ class Checkpoints(NamedTuple):
 
     Attributes:
       folder: holds `step-N`, the last state, complete at any moment.
-      every: steps between two of them.
+      every: steps between two of them, at least 1.
     """
 
     folder: Path
@@ -194,9 +194,27 @@ def optimise(
 
 
 def start_state(tx: optax.GradientTransformation, params: PyTree) -> State:
-    """The state before the first step; its parameters are copies, because steps donate them."""
+    """The state before the first step, all of it copies: steps donate it, and some optimisers keep the parameters."""
+    check_floating(params)
     with jax.numpy_dtype_promotion("standard"):
-        return State(jax.tree.map(jnp.array, params), tx.init(params))
+        return jax.tree.map(jnp.array, State(params, tx.init(params)))
+
+
+def check_floating(params: PyTree) -> None:
+    """Raises a TypeError that names the parameters which no gradient can be taken of."""
+    dtypes = {path: jnp.result_type(leaf) for path, leaf in trees.leaves_with_paths(params)}
+    wrong = [f"{path} is {dtype}" for path, dtype in dtypes.items() if not jnp.issubdtype(dtype, jnp.inexact)]
+    if wrong:
+        raise TypeError(
+            f"{trees.list_paths(wrong)}: gradients are taken of every parameter, so all must be floating. Keep "
+            "counters and the like outside the parameters, in the function."
+        )
+
+
+def check_every(every: int | None) -> None:
+    """Raises a ValueError for a number of steps between checkpoints that is none."""
+    if every is not None and every < 1:
+        raise ValueError(f"checkpoint_every={every}: give at least 1 step, or None for no checkpoints on the way.")
 
 
 def read(state: State, sparse: bool) -> tuple[PyTree, PyTree]:
@@ -228,11 +246,12 @@ def train(
       progress: show a bar; or a callable, called after every step.
 
     Returns:
-      The last state, and the loss of every step: NaN for those before the checkpoint.
+      The last state, and the loss of every step: NaN for those before the checkpoint, but for the last of them.
     """
+    check_every(None if checkpoints is None else checkpoints.every)
     batch = batch_at(train_batches)
-    done, state = _restore(checkpoints, state)
-    losses: list[Any] = [np.nan] * min(done, steps)
+    done, state, last = _restore(checkpoints, state)
+    losses: list[Any] = [*[np.nan] * (done - 1), last][:steps] if done else []
     with _advance(progress, steps) as advance:
         for _ in range(min(done, steps)):
             advance()
@@ -241,7 +260,7 @@ def train(
             losses.append(loss)
             advance()
             if checkpoints is not None and ((number + 1) % checkpoints.every == 0 or number + 1 == steps):
-                _save(checkpoints, number + 1, state)
+                _save(checkpoints, number + 1, state, loss)
     return state, np.asarray(jax.device_get(losses), np.float64)
 
 
@@ -259,23 +278,25 @@ def _saved(folder: Path) -> Iterator[tuple[int, Path]]:
             yield int(number), path
 
 
-def _save(checkpoints: Checkpoints, number: int, state: State) -> None:
-    """Saves a state, then removes the earlier ones: one complete state is there at any moment."""
+def _save(checkpoints: Checkpoints, number: int, state: State, loss: jax.Array) -> None:
+    """Saves a state and the last loss, then removes the earlier ones: one complete state is there at any moment."""
     import shutil
 
     before = list(_saved(checkpoints.folder))
-    storage.save(checkpoints.folder / f"step-{number}", state, overwrite=True)
+    content = {"state": state, "loss": loss.astype(jnp.float32)}
+    storage.save(checkpoints.folder / f"step-{number}", content, overwrite=True)
     for done, path in before:
         if done != number:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _restore(checkpoints: Checkpoints | None, state: State) -> tuple[int, State]:
+def _restore(checkpoints: Checkpoints | None, state: State) -> tuple[int, State, float]:
     found = [] if checkpoints is None else sorted(_saved(checkpoints.folder))
     if not found:
-        return 0, state
+        return 0, state, np.nan
     number, path = found[-1]
-    return number, storage.restore(path, state)
+    content = storage.restore(path, {"state": state, "loss": jnp.zeros((), jnp.float32)})
+    return number, content["state"], float(content["loss"])
 
 
 def _mean_square(outputs: Any, wanted: Any) -> jax.Array:

@@ -39,12 +39,20 @@ class Prediction:
     @property
     def ranking(self) -> list[str]:
         """The criteria, the one that loses the least first."""
-        return sorted(self.losses, key=lambda name: (math.isnan(self.losses[name]), self.losses[name]))
+        return sorted(self.losses, key=self._rank)
 
     @property
     def best(self) -> str:
         """The criterion that loses the least, of those that were asked for."""
         return next(name for name in self.ranking if name in self.asked)
+
+    @property
+    def beats_random(self) -> bool:
+        """Whether the best criterion loses less than random does."""
+        return self._rank(self.best) < self._rank("random")
+
+    def _rank(self, name: str) -> tuple[bool, float]:
+        return math.isnan(self.losses[name]), self.losses[name]
 
     def __str__(self) -> str:
         lines = [f"held-out loss (measured) with {self.removed:.0%} removed, {self.dense:.4g} before"]

@@ -2,9 +2,16 @@
 
 import json
 import os
+import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
+
+from jaxprune.trees import PyTree
 
 
 class Records:
@@ -72,3 +79,28 @@ def write_json(path: Path, content: Any) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(json.dumps(content, indent=2) + "\n")
     part.replace(path)
+
+
+def stable_name(value: Any) -> str:
+    """A name that does not change from run to run, as the addresses in the `repr` of a function do.
+
+    Example:
+      >>> stable_name(lambda path, leaf: True)
+      '<function <lambda>>'
+    """
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def checksum(tree: PyTree) -> int:
+    """A number that other values do not have; of an array that is spread over processes, its shape alone counts.
+
+    Example:
+      >>> checksum({"w": np.zeros(2)}) == checksum({"w": np.ones(2)})
+      False
+    """
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        here = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+        content = np.ascontiguousarray(leaf).tobytes() if here else str((leaf.shape, leaf.dtype)).encode()
+        total = zlib.crc32(content, total)
+    return total

@@ -14,16 +14,25 @@ from jaxprune import masks as masks_
 from jaxprune import storage
 from jaxprune.calibration.accumulate import counter
 from jaxprune.measure import Figure
+from jaxprune.pipeline.account import account
 from jaxprune.pipeline.batches import Apply, Batch, Batches, Evaluate, Loss, batch_at
-from jaxprune.pipeline.budget import fraction_for_latency, fraction_to_remove
+from jaxprune.pipeline.budget import fraction_for_latency, fraction_to_remove, share_to_cut
 from jaxprune.pipeline.criteria import Scoring
 from jaxprune.pipeline.examine import test
 from jaxprune.pipeline.integrate import integrate
-from jaxprune.pipeline.optimise import Checkpoints, make_step, read, start_state, train
+from jaxprune.pipeline.optimise import (
+    Checkpoints,
+    check_every,
+    check_floating,
+    make_step,
+    read,
+    start_state,
+    train,
+)
 from jaxprune.pipeline.predict import Prediction, predict
 from jaxprune.pipeline.preprocess import Preprocessed, preprocess
-from jaxprune.pipeline.prune import Round, levels, prune
-from jaxprune.pipeline.records import Records
+from jaxprune.pipeline.prune import Round, Rounds, levels, prune
+from jaxprune.pipeline.records import Records, checksum, stable_name
 from jaxprune.pipeline.robustness import CORRUPTIONS, Corruption
 from jaxprune.pipeline.target import Target
 from jaxprune.pipeline.writing import write_report
@@ -33,6 +42,11 @@ from jaxprune.structures import NM, Structure, Unstructured
 from jaxprune.summary import summary
 from jaxprune.transforms import keep_masks
 from jaxprune.trees import PyTree, Where
+
+_SAME_BATCH = (
+    "There is a single training batch: the criteria were compared on the batch that they had seen, which flatters "
+    "those that look at data."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +135,8 @@ def run(
       warmup_steps: steps of dense training before anything else.
       rounds: how many steps to the target; one under N:M.
       distillation: the weight of matching the dense model's outputs in the last training, see `make_step`.
-      structure: what is pruned together, for targets of `sparsity` and `bytes`.
-      where: which parameters may be pruned, for targets of `sparsity` and `bytes`.
+      structure: what is pruned together, for targets of `sparsity` and `bytes` alone.
+      where: which parameters may be pruned, for targets of `sparsity` and `bytes` alone.
       round_to: for targets of `macs` and `latency`, the channels, heads or features that stay are a multiple of this;
         hardware is slow on odd numbers of them.
       calibration: how many batches the criteria see; as many others are held out, if there are.
@@ -138,9 +152,9 @@ def run(
       See `Result`. A target that cannot be met ends with the best model found: `met` is False, and the report says so.
 
     Raises:
-      ValueError: an unknown criterion, a target that the structure or the function cannot have, a folder of another
-        run.
-      TypeError: `train_batches` is no sequence and no callable.
+      ValueError: an unknown criterion, a target that the structure or the function cannot have, `structure` or `where`
+        beside a target of `macs` or `latency`, a folder of another run (other settings, or other parameters).
+      TypeError: `train_batches` is no sequence and no callable; a parameter is not floating.
 
     Example:
       >>> import jax.numpy as jnp
@@ -155,8 +169,11 @@ def run(
       >>> made.met, made.params["a"].shape
       (True, (8, 3))
     """
+    check_floating(params)
+    check_every(checkpoint_every)
     key = jax.random.key(0) if key is None else key
     rounds = 1 if isinstance(structure, NM) else rounds
+    each = steps // (rounds + 1)
     settings = {"target": str(target), "steps": steps, "methods": methods, "warmup_steps": warmup_steps}
     settings |= {
         "rounds": rounds,
@@ -164,21 +181,21 @@ def run(
         "structure": str(structure),
         "calibration": calibration,
         "round_to": round_to,
+        "where": stable_name(where),
     }
-    records = Records(folder, settings | {"key": np.asarray(jax.random.key_data(key)).tolist()})
     seen, held_out = _split(train_batches, calibration)
     inputs = seen[0][0]
     evaluated = jax.jit(apply_fn)
     wanted = fraction_to_remove(target, params, structure, where)
+    started = {"key": np.asarray(jax.random.key_data(key)).tolist(), "checksum of params": checksum(params)}
+    records = Records(folder, settings | started)
 
     with counter(progress, warmup_steps + steps, title) as advance:
         training = _Training(apply_fn, loss_fn, train_batches, tx, records, checkpoint_every, advance)
         params = training("dense", params, warmup_steps, start=0)
         dense_quality = float(eval_fn(evaluated, params))
         scan = not target.cuts and (methods == "auto" or "sensitivity" in methods)
-        known = preprocess(
-            apply_fn, params, loss_fn, held_out, structure=structure, where=where, scan=scan, up_to=wanted
-        )
+        known = preprocess(apply_fn, params, loss_fn, seen, structure=structure, where=where, scan=scan, up_to=wanted)
         if target.cuts and not known.cost.macs:
             raise ValueError(
                 f"{target}: the function has no multiply-adds, no dot and no convolution. Ask for sparsity or bytes."
@@ -188,6 +205,7 @@ def run(
         if target.goal == "latency":
             wanted = _kept(records, "latency", lambda: fraction_for_latency(scoring, params, inputs, target.value))[0]
         first = levels(wanted, rounds)[0]
+        first = share_to_cut(scoring, params, first) if target.cuts else first
         prediction = predict(scoring, params, held_out, removed=first, methods=methods, cuts=target.cuts)
         made = prune(
             scoring,
@@ -198,7 +216,7 @@ def run(
             removed=wanted,
             cuts=target.cuts,
             tx=tx,
-            steps=steps // (rounds + 1),
+            steps=each,
             rounds=rounds,
             dense_quality=dense_quality,
             max_drop=target.max_drop,
@@ -206,13 +224,13 @@ def run(
             records=records,
             progress=advance,
         )
-        last = steps - rounds * (steps // (rounds + 1))
-        start = warmup_steps + len(made.history) * (steps // (rounds + 1))
+        last = steps - rounds * each
+        start = warmup_steps + len(made.history) * each
         teacher = (apply_fn, params) if distillation > 0 else None
         masks = masks_.full_masks(made.masks, params)
         final = training("final", made.params, last, start=start, masks=masks, teacher=teacher, weight=distillation)
-        if made.removed and float(eval_fn(evaluated, final)) < float(eval_fn(evaluated, made.params)):
-            final = made.params
+        if made.removed and not float(eval_fn(evaluated, final)) >= float(eval_fn(evaluated, made.params)):
+            final = made.params  # also where the quality, or a whole training, came to NaN
     final = final if made.removed else params  # nothing was pruned: the dense model, as it was
 
     done = integrate(apply_fn, known.model, final, made.plan, inputs)
@@ -230,7 +248,10 @@ def run(
         energy_seconds=energy_seconds,
     )
     kept_quality = dense_quality - tested.quality[name] <= target.max_drop
-    met = kept_quality and _met(target, made.removed, wanted, tested.costs["latency"], name)
+    met = kept_quality and _met(target, made, tested.costs, name)
+    trained = last + each * sum(not attempt.reason for attempt in made.history)
+    notes = [account(*tested.costs["multiply-adds a call"].values(), steps=trained, warmup=warmup_steps)]
+    notes += [_SAME_BATCH] if held_out[0][0] is inputs else []
     report = write_report(
         title,
         quality,
@@ -242,6 +263,7 @@ def run(
         prediction,
         summary(params, masks, where=where),
         settings,
+        notes,
     )
     return Result(
         done.params,
@@ -327,8 +349,10 @@ def _kept(records: Records, name: str, make: Callable[[], Any]) -> Any:
     return found
 
 
-def _met(target: Target, removed: float, wanted: float, times: Mapping[str, Figure], name: str) -> bool:
-    """Whether the goal was reached: by counts, or by the measured latency."""
-    if target.goal == "latency":
-        return (times[name].value or math.inf) <= target.value * (times["dense"].value or 0.0)
-    return removed >= wanted - 1e-9
+def _met(target: Target, made: Rounds, costs: Mapping[str, Mapping[str, Figure]], name: str) -> bool:
+    """Whether the goal was reached: by the measured latency, by the bytes stored, or by counts."""
+    cost = {"latency": "latency", "bytes": "bytes stored"}.get(target.goal)
+    if cost is None:
+        return made.complete
+    pruned, dense = costs[cost][name].value, costs[cost]["dense"].value
+    return (math.inf if pruned is None else pruned) <= target.value * (dense or 0.0)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxprune.pipeline.examine import Tested
@@ -25,6 +25,7 @@ def write_report(
     prediction: Prediction,
     counts: Summary,
     settings: Mapping[str, Any],
+    notes: Sequence[str] = (),
 ) -> Report:
     """Everything that the five steps found, in one object."""
     dense, pruned = tested.quality
@@ -34,15 +35,15 @@ def write_report(
         trials.append(Trial(prediction.best, made.removed, 0, tested.quality[pruned], _values(tested, pruned)))
     gone = f"{made.removed:.1%} of the {'multiply-adds' if target.cuts else 'prunable weights'} removed"
     lost = tested.quality[dense] - tested.quality[pruned]
-    change = f"{quality} {'fell' if lost >= 0 else 'rose'} by {abs(lost):.4g}"
-    reached = f"{'Met' if met else 'Not met; the best that was found'}: {gone}, {change}."
+    change = "is NaN" if math.isnan(lost) else f"{'fell' if lost >= 0 else 'rose'} by {abs(lost):.4g}"
+    reached = f"{'Met' if met else 'Not met; the best that was found'}: {gone}, {quality} {change}."
     return Report(
         title,
         quality,
         trials,
-        layers=[Layer(row.path, row.weights, row.kept) for row in counts.rows],
+        layers=[Layer(row.path, row.weights, row.kept) for row in counts.rows if row.weights],
         costs=tested.costs,
-        notes=_notes(prediction, verification),
+        notes=[*_notes(prediction, verification), *notes],
         settings=settings,
         history=[{**dataclasses.asdict(each), "criterion": prediction.best} for each in made.history],
         axis=axis,
@@ -64,7 +65,7 @@ def _notes(prediction: Prediction, verification: Verification | None) -> list[st
         f"before): {ranked}. {prediction.best} was used."
     ]
     notes += [f"{name} was not tried: {reason}." for name, reason in prediction.skipped.items()]
-    if not prediction.losses.get(prediction.best, math.nan) < prediction.losses.get("random", math.inf):
+    if not prediction.beats_random:
         notes.append("No criterion was better than random.")
     if verification is not None:
         notes.append(f"The smaller function against the masked one (measured): {verification}")

@@ -46,7 +46,7 @@ class MaskView:
         for path, mask in trees.leaves_with_paths(self.masks):
             size, kept = np.size(mask), kept_count(mask, np.shape(mask))
             shape = " x ".join(map(str, np.shape(mask))) or "scalar"
-            lines.append((path, shape, f"{kept:,}", f"{size:,}", f"{100 * (size - kept) / size:.4g} %"))
+            lines.append((path, shape, f"{kept:,}", f"{size:,}", f"{100 * (size - kept) / max(size, 1):.4g} %"))
         widths = [max(len(line[column]) for line in lines) for column in range(5)]
         return "\n".join(
             "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines

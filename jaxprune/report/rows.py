@@ -192,7 +192,8 @@ def cell_text(name: str, value: object) -> str:
 def ratio_to(figure: Figure, dense: Figure) -> float | None:
     """What is left of a cost of the dense model; None where the two cannot be compared.
 
-    A measured figure is not compared with a modelled one, nor seconds with bytes.
+    A measured figure is not compared with a modelled one, nor seconds with bytes; and what is below 0, such as the
+    joules above idle of a call that is lost in the noise, is no share of anything.
 
     Example:
       >>> seconds = Figure(2.0, "s", "measured", "wall clock")
@@ -201,10 +202,9 @@ def ratio_to(figure: Figure, dense: Figure) -> float | None:
       >>> ratio_to(Figure(1.0, "s", "modelled", "roofline"), seconds) is None
       True
     """
-    if figure.value is None or not dense.value or (figure.unit, figure.kind) != (dense.unit, dense.kind):
+    if figure.value is None or dense.value is None or (figure.unit, figure.kind) != (dense.unit, dense.kind):
         return None
-    ratio = figure.value / dense.value
-    return None if math.isnan(ratio) or math.isinf(dense.value) else ratio
+    return figure.value / dense.value if figure.value >= 0 and 0 < dense.value < math.inf else None
 
 
 def dense_name(figures: Mapping[str, Figure]) -> str:

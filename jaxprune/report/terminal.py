@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from rich.console import Group
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -55,9 +54,11 @@ def tables(report: "Report") -> Group:
 
 
 def _table(title: str, caption: str, *columns: str) -> Table:
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    # As Text, for names may hold what rich takes for markup, such as "error [m/s]".
+    heads = {"title": Text(title, "table.title"), "caption": Text(caption, "table.caption") if caption else None}
+    table = Table(**heads, title_justify="left", caption_justify="left")
     for place, column in enumerate(columns):
-        table.add_column(escape(column), justify="right" if place else "left", overflow="fold")
+        table.add_column(Text(column), justify="right" if place else "left", overflow="fold")
     return table
 
 

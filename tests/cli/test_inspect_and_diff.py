@@ -217,16 +217,22 @@ def test_interrupted(run, torch_file, monkeypatch):
 
 
 def test_as_a_process(torch_file):
-    """`python -m jaxprune`, and a reader that goes away early."""
+    """`python -m jaxprune`."""
     command = [sys.executable, "-m", "jaxprune", "inspect", str(torch_file)]
     env = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stderr == ""
     assert "model.fc.weight" in done.stdout and "all leaves" in done.stdout
-    piped = subprocess.run(
-        ["bash", "-c", f"{' '.join(command)} | true"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert piped.stderr == ""
+
+
+@pytest.mark.parametrize(("arguments", "code"), [("inspect A", 0), ("diff A B", 1), ("diff A B --json", 1)])
+def test_a_reader_that_goes_away_changes_no_exit_code(tmp_path, arguments, code):
+    save_file({"w": np.ones(2)}, tmp_path / "A")
+    save_file({"w": np.zeros(2)}, tmp_path / "B")
+    command = f"{sys.executable} -m jaxprune {arguments} | true; exit ${{PIPESTATUS[0]}}"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
 
 
 def test_help_documents_the_exit_codes(run):

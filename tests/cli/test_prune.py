@@ -229,3 +229,13 @@ def test_the_table_names_every_leaf(run, train_state, tmp_path):
     for path in values_of(train_state):
         assert path in out or path == "note"
     assert "axis -2" in out and "packed (theoretical)" in out
+
+
+def test_keys_of_safetensors_end_at_dots_too(run, tmp_path):
+    """A train state, flattened with dots: the moments of Adam are no weights."""
+    rng = np.random.default_rng(0)
+    zeros = {"params.w": 32, "opt_state.0.mu.w": 0}
+    save_file({name: rng.normal(size=(8, 8)).astype(np.float32) for name in zeros}, tmp_path / "a.safetensors")
+    out = tmp_path / "b.safetensors"
+    assert run("prune", tmp_path / "a.safetensors", "--sparsity", 0.5, "--out", out)[0] == 0
+    assert {name: int((array == 0).sum()) for name, array in load_file(out).items()} == zeros

@@ -110,6 +110,24 @@ def test_a_counter_that_stands_still_is_not_a_zero(monkeypatch: pytest.MonkeyPat
     assert energy({"a": machine.call("a", 1.0, 0.0, 0.0)}, meters=[machine], repetitions=1)["a"].value is None
 
 
+def test_totals_are_of_the_same_domains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory stands still for one of two calls: with it in the other's total, that one would look worse."""
+    machine = Machine(monkeypatch)
+    calls = {"dense": machine.call("dense", 1.0, 30.0, 4.0), "pruned": machine.call("pruned", 1.0, 30.0, 0.0)}
+    found = energy_by_domain(calls, meters=[machine], repetitions=2)
+    assert found["dense"]["total"].value == found["pruned"]["total"].value == pytest.approx(30.0)
+    assert found["dense"]["total"].source == found["pruned"]["total"].source == "bench:chip"
+    assert "without bench:memory, which stood still" in found["dense"]["total"].note
+    assert found["dense"]["bench:memory"].value == pytest.approx(4.0)
+
+
+def test_without_a_common_domain_there_is_no_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, idle=0.0)
+    calls = {"a": machine.call("a", 1.0, 30.0, 0.0), "b": machine.call("b", 1.0, 0.0, 4.0)}
+    for figure in energy(calls, meters=[machine], repetitions=1).values():
+        assert figure.value is None and "bench:chip, bench:memory stood still" in figure.note
+
+
 def test_modelled_stays_modelled(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
     machine.kind = "modelled"

@@ -5,9 +5,14 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from jaxprune.report import Trial
 from tests.pipeline import toy
 
 STEPS = 40
+
+
+class Killed(Exception):
+    """What stands for a kill in a test."""
 
 
 def compare(**options):
@@ -51,6 +56,49 @@ def test_a_seed_is_reproduced_by_optimise():
     assert made.trials[1].quality == pytest.approx(toy.evaluate(toy.apply_fn, trained.params), rel=1e-4)
 
 
+def test_a_method_that_diverged_is_not_the_best():
+    nan = float("nan")
+    trials = [Trial("gmp", 0.9, 0, nan), Trial("gmp", 0.9, 1, 0.95), Trial("random", 0.9, 0, 0.9)]
+    assert jp.pipeline.Comparison(trials).best(0.9) == "random"
+    with pytest.raises(ValueError, match=r"at sparsity 0.9 no method is the best: gmp diverged"):
+        jp.pipeline.Comparison(trials[:2]).best(0.9)
+
+
+def test_gradients_are_there_under_any_name():
+    def own(settings):
+        return jp.pruners.static(settings.sparsity, score=jp.scores.saliency, grads=settings.grads, **settings.shared())
+
+    made = compare(methods={"snip": "snip", "my snip": "snip", "own": own}, seeds=(0,), steps=6)
+    assert len({trial.quality for trial in made.trials[1:]}) == 1
+
+
+def test_a_name_that_meant_another_method_is_refused(tmp_path):
+    compare(methods={"mine": "random"}, seeds=(0,), steps=6, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"mine-0\.8-seed0, where 'mine' was random; now it is gmp"):
+        compare(methods={"mine": "gmp"}, seeds=(0,), steps=6, folder=tmp_path)
+
+
+def test_the_last_loss_is_there_after_a_kill(tmp_path):
+    """Killed in the evaluation, when the last checkpoint is written."""
+    calls = []
+
+    def evaluate(apply_fn, params):
+        calls.append(1)
+        if len(calls) == 2:
+            raise Killed
+        return toy.evaluate(apply_fn, params)
+
+    def run(folder):
+        return jp.compare(
+            toy.apply_fn, toy.init, toy.loss_fn, toy.batches(), evaluate, tx=toy.TX, steps=6, seeds=(0,),
+            methods=("gmp",), sparsities=(0.8,), folder=folder, checkpoint_every=4, progress=False,
+        )  # fmt: skip
+
+    with pytest.raises(Killed):
+        run(tmp_path)
+    assert run(tmp_path).trials == run(None).trials
+
+
 def test_a_method_of_ones_own():
     def late(settings):
         return jp.pruners.gmp(settings.sparsity, begin=settings.at(0.9), end=settings.at(0.9), **settings.shared())
@@ -63,10 +111,6 @@ def test_two_of_four():
     made = compare(methods=("sr_ste", "wanda"), structure=jp.NM(2, 4), sparsities=None, seeds=(0,))
     assert {trial.sparsity for trial in made.trials} == {0.0, 0.5}
     assert all(trial.values["sparsity_prunable"] == 0.5 for trial in made.trials[1:])
-
-
-class Killed(Exception):
-    """What stands for a kill in a test."""
 
 
 def test_a_killed_comparison_goes_on(tmp_path):

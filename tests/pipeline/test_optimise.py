@@ -39,6 +39,14 @@ def test_the_given_parameters_stay_usable():
     assert float(PARAMS["up"]["bias"].sum()) == 0.0  # a donated array would raise
 
 
+@pytest.mark.parametrize("make", [optax.contrib.prodigy, optax.contrib.dowg])
+def test_what_an_optimiser_keeps_is_a_copy(make):
+    """These hold the first parameters in their state, which is donated."""
+    params = toy.init(jax.random.key(0))
+    jp.pipeline.optimise(toy.apply_fn, params, toy.loss_fn, BATCHES, tx=make(), steps=2)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+
+
 def test_masks_hold():
     masks = jp.compute_masks(PARAMS, 0.75)
     made = optimise(masks=masks)
@@ -91,15 +99,24 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-8"]
     resumed = optimise(pruner=pruner, key=jax.random.key(1), checkpoints=checkpoints)
     chex.assert_trees_all_equal(resumed.params, whole.params)
-    assert np.isnan(resumed.losses[:8]).all()
-    np.testing.assert_array_equal(resumed.losses[8:], whole.losses[8:])
+    assert np.isnan(resumed.losses[:7]).all()
+    np.testing.assert_array_equal(resumed.losses[7:], whole.losses[7:])
+    # Whoever was killed after the last step still has the last loss.
+    again = optimise(pruner=pruner, key=jax.random.key(1), checkpoints=checkpoints)
+    assert again.losses[-1] == whole.losses[-1] and again.losses.shape == (20,)
 
 
-def test_bad_arguments():
+def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="both masks and a pruner"):
         optimise(masks=True, pruner=jp.pruners.gmp(0.5, begin=0, end=1))
     with pytest.raises(ValueError, match="steps=-1"):
         optimise(steps=-1)
+    with pytest.raises(ValueError, match="checkpoint_every=0: give at least 1 step"):
+        optimise(checkpoints=Checkpoints(tmp_path, 0))
+    with pytest.raises(TypeError, match="step is int32: gradients are taken of every parameter"):
+        jp.pipeline.optimise(
+            toy.apply_fn, PARAMS | {"step": jnp.zeros((), jnp.int32)}, toy.loss_fn, BATCHES, tx=toy.TX, steps=1
+        )
 
 
 def test_batches():

@@ -27,7 +27,7 @@ MEANS = {
     "granet": {0.5: 0.9776, 0.8: 0.9720, 0.9: 0.9655, 0.95: 0.9433},
 }
 # Not even the formula is one: matplotlib would refuse to draw it.
-HOSTILE = r'<script>alert("1")</script> & $\x{$ [bold]'
+HOSTILE = r'<script>alert("1")</script> & $\x{$ [bold] [/b]'
 
 
 def trials() -> list[Trial]:

@@ -22,6 +22,10 @@ def test_broadcast_masks_are_shown_in_full() -> None:
     assert len(lines) == 4
 
 
+def test_an_empty_mask_is_shown() -> None:
+    assert str(show_masks({"none": np.zeros(0, bool)})).splitlines()[1].split() == ["none", "0", "0", "0", "0", "%"]
+
+
 def test_without_treescope_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notebook, "_installed", lambda: False)
     view = show_masks({"<b>": np.eye(2, dtype=bool)})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxprune.measure.figure import Figure
-from jaxprune.report import Layer, Report, Trial, environment
+from jaxprune.report import Layer, Report, Trial, environment, findings
 from tests.report import fakes
 
 
@@ -21,6 +21,15 @@ def timed(**seconds: float) -> dict[str, Figure]:
 
 def with_costs(**costs: dict[str, Figure]) -> Report:
     return Report("t", "accuracy", costs=costs)
+
+
+@pytest.mark.parametrize(("dense", "pruned"), [(1.0, -0.2), (-1.0, 0.2), (-1.0, -0.2), (0.0, 0.2), (1.0, math.nan)])
+def test_what_is_below_nothing_is_no_share(dense: float, pruned: float) -> None:
+    """Joules above idle can come out negative; -0.2 of 1 J was told as "-0.20 x"."""
+    figures = {name: Figure(value, "J", "measured", "rapl") for name, value in {"dense": dense, "gmp": pruned}.items()}
+    report = with_costs(energy=figures)
+    assert "There is no ratio of the two." in report.not_improved()[0]
+    assert not findings.headline(report)
 
 
 def test_rows_join_seeds_like_numpy() -> None:

@@ -6,7 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
-from jaxprune.report import Report
+from jaxprune.report import Report, Trial
 from tests.report import fakes
 
 
@@ -42,7 +42,13 @@ def test_lines_keep_to_the_width(width: int) -> None:
 
 def test_names_are_not_read_as_markup() -> None:
     report = dataclasses.replace(fakes.hostile(), title=fakes.HOSTILE)
-    assert fakes.HOSTILE in printed(report, 200).splitlines()[0]
+    text = printed(report, 400)
+    assert fakes.HOSTILE in text.splitlines()[0]
+    words = " ".join(text.split())  # titles are as wide as their tables
+    assert f"{fakes.HOSTILE} by sparsity" in words
+    for quality in ("error [m/s]", "accuracy [top-5]", "loss [/b]"):
+        short = Report("t", quality, [Trial("dense", 0.0, 0, 0.9), Trial("gmp", 0.5, 0, 0.8)])
+        assert f"{quality} by sparsity" in " ".join(printed(short).split())
 
 
 def test_an_empty_report_prints() -> None:
