@@ -10,11 +10,9 @@ from jax import lax
 
 from jaxprune import _sharding
 from jaxprune.calibration.statistics import Statistic
-from jaxprune.tracing.inputs import Input, data_axes, data_span, find_inputs, ragged_axes, row_shape, site_shape
+from jaxprune.tracing.inputs import Input, data_axes, data_span, ragged_axes, row_shape, site_shape
 from jaxprune.tracing.rules.contractions import free_axes
 from jaxprune.tracing.sites import CONVOLUTION, RAGGED_DOT, Site
-
-__all__ = ["Input", "covered_axes", "find_inputs", "measure", "rows_of"]
 
 # Patches of a convolution repeat each element once a tap: above this many of them they are made in parts.
 _MAX_PATCHES = 2**25

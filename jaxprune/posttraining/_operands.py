@@ -22,7 +22,7 @@ from jaxprune.tracing.graph import Operand as Value
 from jaxprune.tracing.layers import Layers
 from jaxprune.tracing.matrices import Arrangement, Matrix
 from jaxprune.tracing.sites import Site
-from jaxprune.tracing.views import CASTS, Pointwise, Stacked
+from jaxprune.tracing.views import Pointwise, Stacked
 
 Leaves = Sequence[Any]
 # Rounding to a narrow dtype on the way is no change of values; what else functions do to values is more than this.
@@ -119,7 +119,7 @@ class Operand:
 
 
 def _steps(arrangement: Arrangement) -> list[str]:
-    return [step.primitive for step in arrangement.view if isinstance(step, Pointwise) and step.primitive not in CASTS]
+    return [step.primitive for step in arrangement.view if isinstance(step, Pointwise)]
 
 
 # Compiled by shape: layers that are alike share it.

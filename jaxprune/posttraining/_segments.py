@@ -10,7 +10,7 @@ from jaxprune.posttraining.stages import Frame
 from jaxprune.posttraining.units import Blocks, Loop, plan_units
 from jaxprune.tracing.graph import Literal, Node
 from jaxprune.tracing.matrices import Matrix
-from jaxprune.tracing.views import CASTS, Pointwise, Stacked, View
+from jaxprune.tracing.views import Stacked, View, is_cast
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,5 +105,5 @@ def _is_whole(frame: Frame, leaf: int) -> bool:
 
 def _is_slice(view: View, depth: int) -> bool:
     """Whether a view takes one slice of the first `depth` axes, and moves nothing."""
-    steps = [step for step in view if not (isinstance(step, Pointwise) and step.primitive in CASTS)]
+    steps = [step for step in view if not is_cast(step)]
     return len(steps) == depth and all(isinstance(step, Stacked) for step in steps)

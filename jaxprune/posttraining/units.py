@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 
 from jaxprune import trees
-from jaxprune.calibration.inputs import Input, find_inputs
 from jaxprune.posttraining.stages import Frame
 from jaxprune.tracing.graph import Node
+from jaxprune.tracing.inputs import Input, find_inputs
 from jaxprune.tracing.matrices import Matrix
 
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.calibration import inputs, statistics
+from jaxprune.calibration import statistics
 from jaxprune.calibration.capture import Tap
+from jaxprune.tracing.inputs import find_inputs
 from jaxprune.tracing.layers import read_layers
 from jaxprune.tracing.matrices import find_matrices
 from tests.zoo.models import ZOO
@@ -48,7 +49,7 @@ def test_energy_of_outputs_follows_from_grams(name: str) -> None:
     layers = read_layers(zoo.apply_fn, zoo.params, *zoo.args)
     # Each operation by itself, so that shared inputs and tied weights are looked at one by one.
     matrices = [matrix for site in layers.sites for matrix in find_matrices([site], layers.program)]
-    found_inputs = [inputs.find_inputs([matrix], layers.program)[0][0] for matrix in matrices]
+    found_inputs = [find_inputs([matrix], layers.program)[0][0] for matrix in matrices]
     sources = [dataclasses.replace(source, name=str(k)) for k, source in enumerate(found_inputs)]
 
     @jax.jit
