@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--target", default="self", choices=["self", "dense"])
     made.add_argument("--samples", type=int, default=64, help="calibration windows, or sentences times four")
     made.add_argument("--held-out", type=int, default=128, help="windows, or pairs of sentences, to measure on")
-    made.add_argument("--steps", type=int, default=600, help="of the training of the language model")
+    made.add_argument("--steps", type=int, default=500, help="of the training of the language model")
     made.add_argument("--data-dir", type=Path, default=None, help="a folder with text, or with MiniLM's files")
     made.add_argument("--resume", action="store_true", help="keep what has finished, and go on from what is there")
     made.add_argument("--output-dir", type=Path, default=Path("outputs/one_shot_transformer"))

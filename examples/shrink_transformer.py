@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2], help="of the calibration text")
     made.add_argument("--samples", type=int, default=64, help="calibration windows")
     made.add_argument("--held-out", type=int, default=128, help="windows to measure on")
-    made.add_argument("--steps", type=int, default=600, help="of the training of the dense model")
+    made.add_argument("--steps", type=int, default=500, help="of the training of the dense model")
     made.add_argument("--repetitions", type=int, default=100, help="of the latency measurements")
     made.add_argument("--data-dir", type=Path, default=None, help="a folder with text")
     made.add_argument("--resume", action="store_true", help="keep what has finished, and go on from what is there")

