@@ -122,6 +122,7 @@ def test_a_report_without_costs_says_so() -> None:
 def test_a_method_that_does_not_beat_random_is_named(better: str, quality: float) -> None:
     rest = {"higher": 0.9, "lower": 0.5}[better]
     trials = [Trial("random", 0.9, 0, 0.7), Trial("a", 0.9, 0, quality), Trial("b", 0.9, 0, rest)]
+    trials.append(Trial("random 2:4", 0.9, 0, 0.7))  # a control too
     report = Report("t", "q", trials, costs={"latency": timed(dense=1.0, masked=0.5)}, better=better)
     assert [line.split()[0] for line in report.not_improved()] == ["A"]
 
