@@ -119,7 +119,7 @@ def _no_better_than_random(report: "Report") -> list[str]:
         for row in here:
             lead, spread = advantage(row, random, report.better)
             # "random 2:4" is a control as well.
-            if row["method"].split()[0] != "random" and lead <= spread:
+            if row["method"].partition(" ")[0] != "random" and lead <= spread:
                 sentences.append(
                     f"{_upper(row['method'])} at {percent(sparsity)}: {quality_text(row, write)} is no better than "
                     f"random pruning, {quality_text(random, write)}, by more than the spread over seeds."
