@@ -2,7 +2,7 @@
 
     python examples/shrink_transformer.py
     python examples/shrink_transformer.py --macs 0.9 0.8 0.7 0.6 --methods random flap "flap + repair"
-    python examples/shrink_transformer.py --steps 2800 --macs 0.9 0.8 0.7 --samples 128 --held-out 256
+    python examples/shrink_transformer.py --steps 2800 --macs 0.9 0.8 0.7 --samples 128 --held-out 256 --repetitions 100
 
 The decoder of `one_shot_transformer.py` (trained here once on the source of the Python standard library) is cut to a
 share of its multiply-adds. Scores by chance, by weights and by fluctuation (FLAP) choose heads and MLP features of all
@@ -61,10 +61,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--macs", type=float, nargs="+", default=[0.9, 0.7], help="shares of the multiply-adds")
     made.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     made.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2], help="of the calibration text")
-    made.add_argument("--samples", type=int, default=64, help="calibration windows")
+    made.add_argument("--samples", type=int, default=32, help="calibration windows")
     made.add_argument("--held-out", type=int, default=128, help="windows to measure on")
     made.add_argument("--steps", type=int, default=500, help="of the training of the dense model")
-    made.add_argument("--repetitions", type=int, default=100, help="of the latency measurements")
+    made.add_argument("--repetitions", type=int, default=30, help="of the latency measurements")
     made.add_argument("--data-dir", type=Path, default=None, help="a folder with text")
     made.add_argument("--resume", action="store_true", help="keep what has finished, and go on from what is there")
     made.add_argument("--model-dir", type=Path, default=Path("outputs/one_shot_transformer"), help="of the dense model")
