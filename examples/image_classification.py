@@ -9,8 +9,9 @@
 
 Every method trains the same network from the same initial weights on the same batches for the same
 number of steps, with the same allocation (uniform by default). The default takes about two minutes
-on two CPU cores. It prints tables and writes `report.html`, `report.json`, plots and `runs.json` to `--output-dir`. With
-`--structure channel` the channels that are gone are cut out of the arrays, and the smaller network is measured.
+on two CPU cores. It prints tables and writes `report.html`, `report.json`, plots and `runs.json` to
+`--output-dir`. With `--structure channel` the channels that are gone are cut out of the arrays, and the
+smaller network is measured.
 """
 
 from __future__ import annotations
