@@ -17,7 +17,6 @@ sys.path.append(str(Path(__file__).parents[2]))
 import jax
 import jax.numpy as jnp
 import optax
-from timing import medians
 
 import jaxprune as jp
 from examples.language import training
@@ -119,20 +118,20 @@ def main() -> None:
         f"{arguments.model}, {count:,} float32 weights, adam, batch {batch}, {jax.devices()[0].platform}; "
         "steps that update no mask; measured"
     )
-    print(f"{'':24s}{'whole step ms':>14s}{'ratio':>8s}{'update ms':>12s}{'ratio':>8s}{'state bytes a weight':>22s}")
+    print(f"medians of {arguments.repetitions} paired ratios to the optimiser alone, ± half of their interquartile range")
+    print(f"{'':24s}{'whole step':>16s}{'update alone':>16s}{'state bytes a weight':>22s}")
     for name, tx in transforms.items():
-        rows = []
+        cells = []
         for whole in (True, False):
-            pair = {"base": stepper(inner, whole), "this": stepper(tx, whole)}
-            times = medians(pair, arguments.repetitions)
-            rows += [times["this"] * 1e3, times["this"] / times["base"]]
+            found = jp.measure.ratio(
+                stepper(tx, whole), stepper(inner, whole), repetitions=arguments.repetitions, warmup=1
+            )
+            cells.append(f"{found.value:.2f} ± {found.spread or 0:.2f}")
         state = jax.eval_shape(tx.init, make_params())
         size = sum(
             leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state) if hasattr(leaf.dtype, "itemsize")
         )
-        print(
-            f"{name:24s}{rows[0]:14.1f}{rows[1]:8.2f}{rows[2]:12.1f}{rows[3]:8.2f}{size / count - 8:22.3f}", flush=True
-        )
+        print(f"{name:24s}{cells[0]:>16s}{cells[1]:>16s}{size / count - 8:22.3f}", flush=True)
 
 
 if __name__ == "__main__":
