@@ -11,12 +11,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 # Most of the time goes into compiling small functions once: leave out what only makes their results faster. The older
-# emitters of fusions compile in half the time. Flags of your own come last and win, so that the tests also run as users
-# compile: XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true".
+# emitters of fusions compile in half the time, and a small program split over threads takes a quarter longer. Flags of
+# your own come last and win, so that the tests also run as users compile: XLA_FLAGS="--xla_backend_optimization_level=3
+# --xla_cpu_use_fusion_emitters=true --xla_cpu_parallel_codegen_split_count=32".
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=0",
         "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
         os.environ.get("XLA_FLAGS", ""),
     ]
 ).strip()
