@@ -8,6 +8,7 @@ from jaxprune.measure.figure import Figure
 from jaxprune.report.rows import (
     advantage,
     best_at,
+    counted,
     dense_name,
     dense_row,
     percent,
@@ -138,7 +139,7 @@ def asked(report: "Report") -> str:
     levels = _listed([percent(sparsity) for sparsity in sparsities(rows)])
     seeds = sorted({seed for row in rows for seed in row["seeds"]})
     dense = " The dense model was trained beside them." if dense_row(rows) else ""
-    return f"{_upper(_listed(methods))} at {levels} {report.axis}, with {_counted(len(seeds), 'seed')}.{dense}"
+    return f"{_upper(_listed(methods))} at {levels} {report.axis}, with {counted(len(seeds), 'seed')}.{dense}"
 
 
 def reached(report: "Report") -> str:
@@ -176,9 +177,7 @@ def headline(report: "Report") -> list[tuple[str, str, str]]:
     tiles = []
     dense = dense_row(rows)
     if dense:
-        tiles.append(
-            ("dense", quality_text(dense, write), f"{report.quality}, {_counted(len(dense['seeds']), 'seed')}")
-        )
+        tiles.append(("dense", quality_text(dense, write), f"{report.quality}, {counted(len(dense['seeds']), 'seed')}"))
     levels = sparsities(rows)
     best = best_at(rows, levels[-1], report.better) if levels else []
     if best:
@@ -210,10 +209,6 @@ def signed(difference: float, write: Callable[[float], str]) -> str:
 
 def _listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _upper(text: str) -> str:

@@ -124,14 +124,20 @@ def best_at(rows: Sequence[Row], sparsity: float, better: Better) -> list[Row]:
 
 
 def quality_writer(rows: Sequence[Row]) -> Callable[[float], str]:
-    """Writes qualities with as many decimals as the largest of them needs for four digits.
+    """Writes qualities with as many decimals as the dense one needs for four digits, or else the largest.
+
+    A perplexity of thousands, of weights pruned at random, must not cost the others their decimals.
 
     Example:
-      >>> quality_writer(join_seeds([Trial("dense", 0.0, 0, 0.98123)]))(0.5)
-      '0.5000'
+      >>> quality_writer(join_seeds([Trial("dense", 0.0, 0, 24.281), Trial("random", 0.7, 0, 2360.2)]))(25.104)
+      '25.10'
     """
-    largest = max((abs(row["mean"]) for row in rows if math.isfinite(row["mean"])), default=1.0)
-    decimals = _DIGITS - 1 - math.floor(math.log10(largest)) if largest else _DIGITS
+    dense = dense_row(rows)
+    means = [abs(row["mean"]) for row in rows if math.isfinite(row["mean"])]
+    if dense and dense["mean"] and math.isfinite(dense["mean"]):
+        means = [abs(dense["mean"])]
+    typical = max(means, default=1.0)
+    decimals = _DIGITS - 1 - math.floor(math.log10(typical)) if typical else _DIGITS
     decimals = min(max(decimals, 0), 8)
     return lambda value: f"{value:.{decimals}f}"
 
@@ -147,6 +153,16 @@ def quality_text(row: Row, write: Callable[[float], str]) -> str:
     if row["diverged"]:
         return f"diverged ({row['diverged']} of {len(row['seeds'])} seeds)"
     return write(row["mean"]) + ("" if row["spread"] is None else f" ± {write(row['spread'])}")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things.
+
+    Example:
+      >>> counted(1, "seed"), counted(3, "seed")
+      ('1 seed', '3 seeds')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def percent(fraction: float, digits: int = 4) -> str:

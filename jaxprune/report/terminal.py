@@ -13,6 +13,7 @@ from jaxprune.report.rows import (
     Row,
     best_at,
     cell_text,
+    counted,
     dense_name,
     dense_row,
     percent,
@@ -78,7 +79,7 @@ def _quality(report: "Report") -> Table:
     dense = dense_row(rows)
     title = f"{report.quality} by {report.axis}"
     if dense:
-        title += f"; dense {quality_text(dense, write)} over {len(dense['seeds'])} seeds"
+        title += f"; dense {quality_text(dense, write)} over {counted(len(dense['seeds']), 'seed')}"
     best = {id(row) for level in levels for row in best_at(rows, level, report.better)}
     if len(levels) > _COLUMNS:
         table = _table(title, caption, "method", report.axis, report.quality, "seeds")
