@@ -12,6 +12,7 @@ from jaxprune import allocation as allocation_
 from jaxprune import storage
 from jaxprune.calibration.accumulate import counter
 from jaxprune.measure.figure import Kind
+from jaxprune.pipeline.account import spent
 from jaxprune.pipeline.batches import Apply, Batches, Evaluate, Loss, batch_at
 from jaxprune.pipeline.methods import METHODS, NEEDS_GRADIENTS, Make, Methods, Settings, resolve_methods, sparsities_of
 from jaxprune.pipeline.optimise import Checkpoints, Step, check_every, make_step, read, start_state, train
@@ -22,6 +23,7 @@ from jaxprune.report import Report, Trial
 from jaxprune.report.rows import best_at, join_seeds
 from jaxprune.structures import NM, Structure, Unstructured
 from jaxprune.summary import summary
+from jaxprune.tracing import Model, trace
 from jaxprune.transforms import sparsify
 from jaxprune.trees import PyTree, Where
 
@@ -103,7 +105,8 @@ def compare(
 
     All trials of a seed start from the same parameters and see the same batches for the same number of steps. One-shot
     methods prune the trained dense model of their seed, and train no further. Choose on a validation split: the quality
-    of whatever looks best here is biased upwards on the data that chose it.
+    of whatever looks best here is biased upwards on the data that chose it. Beside it stands what the training would
+    cost on hardware that skips zeros, where the method has a formula (`training_flops`, theoretical).
 
     Args:
       apply_fn: `(params, inputs) -> outputs`.
@@ -219,6 +222,7 @@ class _Job:
     checkpoint_every: int | None
     compiled: dict[tuple[str, float], Step] = dataclasses.field(default_factory=dict)
     dense: dict[int, PyTree] = dataclasses.field(default_factory=dict)
+    model: Model | None = None
 
     def execute(self, run: _Run, advance: Callable[[], None]) -> dict[str, Any]:
         """Trains or prunes one model, and measures it."""
@@ -240,6 +244,7 @@ class _Job:
             "kept_weights": counts.total.kept,
         }
         values |= {} if loss is None else {"last_loss": loss}
+        values |= self.account(run, made, params, masks)
         values |= dict(self.measure(self.jitted, params)) if self.measure is not None else {}
         quality = float(self.eval_fn(self.jitted, params))
         return {
@@ -247,6 +252,15 @@ class _Job:
             "quality": quality,
             "values": {name: float(value) for name, value in values.items()},
         }
+
+    def account(self, run: _Run, made: Any, params: PyTree, masks: PyTree) -> dict[str, float]:
+        """What the training of a model took, where the function multiplies and there is a formula."""
+        if self.model is None:
+            self.model = trace(self.apply_fn, params, batch_at(self.train_batches)(run.seed * self.steps)[0])
+        dense, sparse = (2.0 * self.model.cost(masks=each).macs for each in (None, masks))
+        settings = Settings(run.sparsity, self.steps)
+        flops = spent(self.makers.get(run.method), made, settings, dense=dense, sparse=sparse)
+        return {"training_flops": flops} if flops else {}
 
     def start(self, seed: int) -> PyTree:
         """The initial parameters of a seed."""

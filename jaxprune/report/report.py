@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import io
 import json
 import math
 import re
@@ -132,6 +133,15 @@ class Report:
         from rich.console import Console
 
         (console or Console()).print(self.table())
+
+    def __str__(self) -> str:
+        """What `print` prints, without colours, as wide as the terminal."""
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), color_system=None)
+        with console.capture() as captured:
+            self.print(console)
+        return captured.get().rstrip()
 
     def html(self) -> str:
         """One page that needs no network, no script and no other file.

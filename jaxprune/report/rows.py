@@ -15,6 +15,7 @@ VALUE_KINDS: dict[str, Kind] = {
     "sparsity_prunable": "measured",
     "sparsity_model": "measured",
     "sparsity_whole_model": "measured",
+    "training_flops": "theoretical",
     "kept_weights": "measured",
     "weights": "measured",
     "rmse": "measured",

@@ -118,7 +118,9 @@ def main() -> None:
         f"{arguments.model}, {count:,} float32 weights, adam, batch {batch}, {jax.devices()[0].platform}; "
         "steps that update no mask; measured"
     )
-    print(f"medians of {arguments.repetitions} paired ratios to the optimiser alone, ± half of their interquartile range")
+    print(
+        f"medians of {arguments.repetitions} paired ratios to the optimiser alone, ± half of their interquartile range"
+    )
     print(f"{'':24s}{'whole step':>16s}{'update alone':>16s}{'state bytes a weight':>22s}")
     for name, tx in transforms.items():
         cells = []

@@ -1,8 +1,11 @@
+import functools
+import io
 import json
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 import jaxprune as jp
 from jaxprune.report import Trial
@@ -32,6 +35,28 @@ def test_every_method_by_name():
     assert made.trials[0].values["kept_weights"] == 8 * 16 + 16 + 16 * 2 + 2
 
 
+def test_the_training_flops_are_those_of_the_ledger():
+    """Both matrices have the same sparsity, so a pruned call costs its density times the dense one."""
+    made = compare(methods=["random", "gmp", "rigl", "wanda", "top_kast"], seeds=(0,), sparsities=(0.75,))
+    flops = {trial.method: trial.values.get("training_flops") for trial in made.trials}
+    call = 2 * 32 * (8 * 16 + 16 * 2)
+    settings = jp.pipeline.Settings(0.75, STEPS)
+    ledger = functools.partial(jp.measure.training_flops, dense=call, steps=STEPS)
+    schedule = jp.schedules.cubic(**settings.window())
+    expected = {
+        "dense": 3 * call * STEPS,
+        "random": 3 * call * STEPS / 4,
+        "gmp": ledger("gmp", sparsity=0.75, schedule=schedule).value,
+        "rigl": ledger("rigl", sparsity=0.75, every=settings.window()["every"]).value,
+        "wanda": 3 * call * STEPS,  # of the dense model that it prunes
+    }
+    assert flops.pop("top_kast") is None  # no formula
+    assert flops == pytest.approx(expected)
+    assert flops["random"] < flops["rigl"] < flops["gmp"] < flops["dense"]
+    made.report().print(Console(width=200, file=(shown := io.StringIO())))
+    assert "training flops" in shown.getvalue() and "theoretical" in shown.getvalue()
+
+
 def test_seeds_are_joined_and_the_best_is_named():
     made = compare(methods=("random", "gmp"), measure=lambda apply_fn, params: {"sum": params["up"]["bias"].sum()})
     rows = {row["method"]: row for row in made.report().rows()}
@@ -41,7 +66,7 @@ def test_seeds_are_joined_and_the_best_is_named():
         assert row["mean"] == pytest.approx(np.mean(own)) and row["spread"] == pytest.approx(np.std(own, ddof=1))
     assert made.best(0.8) == max(("random", "gmp"), key=lambda name: rows[name]["mean"])
     assert "sum" in made.trials[0].values
-    assert "gmp" in str(made)
+    assert str(made).startswith("Comparison of pruning methods\n") and "│ gmp    │" in str(made)
     with pytest.raises(ValueError, match=r"no trial has sparsity 0.7; there are \[0.8\]"):
         made.best(0.7)
 

@@ -68,6 +68,13 @@ def test_one_seed_has_no_spread() -> None:
     assert Report("t", "q", [Trial("gmp", 0.5, 0, 0.9)]).rows()[0]["spread"] is None
 
 
+def test_str_is_the_tables_and_one_bad_method_does_not_cost_the_others_their_decimals() -> None:
+    trials = [Trial("dense", 0.0, 0, 24.281), Trial("random", 0.5, 0, 2360.2), Trial("alps", 0.5, 0, 25.104)]
+    text = str(Report("A title", "perplexity", trials, better="lower"))
+    assert text.startswith("A title\n") and "dense 24.28 over 1 seed ┏" in " ".join(text.split())
+    assert "│ alps   │   25.10 │" in text and "│ random │ 2360.20 │" in text and "\x1b" not in text
+
+
 def test_what_did_not_improve_is_named_with_its_reason() -> None:
     sentences = fakes.report().not_improved()
     assert len(sentences) == 4
