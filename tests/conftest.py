@@ -11,14 +11,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 # Most of the time goes into compiling small functions once: leave out what only makes their results faster. The older
-# emitters of fusions compile in half the time, and a small program split over threads takes a quarter longer. Flags of
-# your own come last and win, so that the tests also run as users compile: XLA_FLAGS="--xla_backend_optimization_level=3
-# --xla_cpu_use_fusion_emitters=true --xla_cpu_parallel_codegen_split_count=32".
+# emitters of fusions compile in half the time, and threads cost small programs more than they save, in compiling and in
+# running. Flags of your own come last and win, so that the tests also run as users compile:
+# XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true --xla_cpu_multi_thread_eigen=true".
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=0",
         "--xla_cpu_use_fusion_emitters=false",
         "--xla_cpu_parallel_codegen_split_count=1",
+        "--xla_cpu_multi_thread_eigen=false",
         os.environ.get("XLA_FLAGS", ""),
     ]
 ).strip()
