@@ -1,6 +1,7 @@
 """A training step that updates no mask, under each pruner, against the optimiser alone.
 
 Run: python tests/benchmarks/step_overhead.py [--model mlp] [--batch 128] [--repetitions 15] [--only gmp rigl]
+         [--storage plain]
 
 Both models have 10 million weights. The MLP does little with each of them: what a pruner adds shows the most there.
 The decoder is that of `examples/one_shot_transformer.py`, wider, on `--batch` windows of 128 tokens.
@@ -80,6 +81,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="rows (default 128) or windows of 128 tokens (default 4)")
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--only", nargs="*", choices=list(PRUNERS))
+    parser.add_argument(
+        "--storage", nargs="+", default=["plain", "packed"], choices=["plain", "packed"], help="of masks"
+    )
     arguments = parser.parse_args()
     make_problem, usual_batch = MODELS[arguments.model]
     batch = arguments.batch or usual_batch
@@ -92,9 +96,9 @@ def main() -> None:
     for name, make in PRUNERS.items():
         if arguments.only and name not in arguments.only:
             continue
-        for packed in (False, True):
-            label = f"{name}, packed" if packed else name
-            transforms[label] = jp.sparsify(inner, make(), key=jax.random.key(2), pack_masks=packed)
+        for storage in arguments.storage:
+            label = f"{name}, packed" if storage == "packed" else name
+            transforms[label] = jp.sparsify(inner, make(), key=jax.random.key(2), pack_masks=storage == "packed")
 
     def stepper(tx, whole):
         def step(params, state):
