@@ -10,7 +10,7 @@ cut between phases: a plan is drawn every few steps from the norms of the channe
 have settled (early bird) or at the latest after an eighth of the training, and parameters, batch statistics and
 momentum are cut together. After that every step is faster. The original Flax module runs at all sizes.
 
-All times are measured in this process, without compilation, which is given beside them. The default takes a few
+All times are measured in this process, without compilation, which is given beside them. The default takes two to three
 minutes on two CPU cores; the last line above, which made the README's table, about 20. It prints a table and writes
 `shrink_cnn.json` to `--output-dir`.
 """

@@ -62,7 +62,7 @@ def account(before: Figure, after: Figure, *, steps: int, warmup: int = 0) -> st
     )
 
 
-def spent(
+def method_flops(
     make: Make | None, made: Pruner | Method | None, settings: Settings, *, dense: float, sparse: float
 ) -> float | None:
     r"""The FLOPs that one training of a comparison takes, if zeros cost nothing.
@@ -86,7 +86,7 @@ def spent(
 
     Example:
       >>> make, settings = METHODS["random"], Settings(0.9, steps=10)
-      >>> round(spent(make, make(settings), settings, dense=100.0, sparse=10.0))
+      >>> round(method_flops(make, make(settings), settings, dense=100.0, sparse=10.0))
       300
     """
     if made is None or not isinstance(made, Pruner):

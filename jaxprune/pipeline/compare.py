@@ -12,7 +12,7 @@ from jaxprune import allocation as allocation_
 from jaxprune import storage
 from jaxprune.calibration.accumulate import counter
 from jaxprune.measure.figure import Kind
-from jaxprune.pipeline.account import spent
+from jaxprune.pipeline.account import method_flops
 from jaxprune.pipeline.batches import Apply, Batches, Evaluate, Loss, batch_at
 from jaxprune.pipeline.methods import METHODS, NEEDS_GRADIENTS, Make, Methods, Settings, resolve_methods, sparsities_of
 from jaxprune.pipeline.optimise import Checkpoints, Step, check_every, make_step, read, start_state, train
@@ -259,7 +259,7 @@ class _Job:
             self.model = trace(self.apply_fn, params, batch_at(self.train_batches)(run.seed * self.steps)[0])
         dense, sparse = (2.0 * self.model.cost(masks=each).macs for each in (None, masks))
         settings = Settings(run.sparsity, self.steps)
-        flops = spent(self.makers.get(run.method), made, settings, dense=dense, sparse=sparse)
+        flops = method_flops(self.makers.get(run.method), made, settings, dense=dense, sparse=sparse)
         return {"training_flops": flops} if flops else {}
 
     def start(self, seed: int) -> PyTree:

@@ -134,10 +134,9 @@ def quality_writer(rows: Sequence[Row]) -> Callable[[float], str]:
       '25.10'
     """
     dense = dense_row(rows)
-    means = [abs(row["mean"]) for row in rows if math.isfinite(row["mean"])]
     if dense and dense["mean"] and math.isfinite(dense["mean"]):
-        means = [abs(dense["mean"])]
-    typical = max(means, default=1.0)
+        rows = [dense]
+    typical = max((abs(row["mean"]) for row in rows if math.isfinite(row["mean"])), default=1.0)
     decimals = _DIGITS - 1 - math.floor(math.log10(typical)) if typical else _DIGITS
     decimals = min(max(decimals, 0), 8)
     return lambda value: f"{value:.{decimals}f}"

@@ -16,7 +16,7 @@ from tests.zoo.fuzz import MARGIN, Checker, Outcome, check, program, summary
 from tests.zoo.models import ZOO
 from tests.zoo.swap import distance, swap_indices
 
-PROGRAMS = int(os.environ.get("JAXPRUNE_FUZZ_PROGRAMS", "90"))
+PROGRAMS = int(os.environ.get("JAXPRUNE_FUZZ_PROGRAMS", "300"))
 CHUNK = 30
 
 
