@@ -24,8 +24,22 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 ).strip()
 
+from collections.abc import Iterator
+
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file() -> Iterator[None]:
+    """Forgets what was compiled for a file when its tests are done.
+
+    JAX keeps the last 2,048 programs that it lowered, each in an MLIR context, and every new context walks through all
+    that live: that took a third of the time of all tests. Few programs of one file are those of another.
+    """
+    yield
+    jax.clear_caches()

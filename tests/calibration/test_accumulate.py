@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from tests.draws import normal
 
 PARAMS = {"a": jnp.eye(3), "b": jnp.ones((3, 2))}
-BATCHES = [jax.random.normal(jax.random.key(k), (4, 3)) for k in range(4)]
+BATCHES = [normal(k, 4, 3) for k in range(4)]
 
 
 def net(params, x):

@@ -9,12 +9,9 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxprune as jp
+from tests.draws import normal
 from tests.frameworks.plans import line_of
 from tests.zoo.models import ZOO
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 def gram(x) -> np.ndarray:

@@ -11,11 +11,8 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.posttraining import sparsegpt, wanda
+from tests.draws import normal
 from tests.posttraining.layers import Grown
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 class Recurrent(nn.Module):

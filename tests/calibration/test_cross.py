@@ -7,11 +7,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.calibration import capture_cross
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape)
-
+from tests.draws import normal
 
 PARAMS = {"a": normal(0, 4, 4), "stack": normal(1, 2, 4, 4), "again": normal(2, 4, 4), "experts": normal(3, 2, 4, 3)}
 OTHER = jax.tree.map(lambda w: jnp.where(jnp.abs(w) > 0.5, w, 0), PARAMS)

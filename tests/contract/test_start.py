@@ -11,8 +11,9 @@ import pytest
 
 import jaxprune as jp
 from tests.contract import helpers as h
+from tests.draws import normal
 
-PARAMS = {name: jax.random.normal(jax.random.key(i), (8, 16)) for i, name in enumerate("ab")}
+PARAMS = {name: normal(i, 8, 16) for i, name in enumerate("ab")}
 GRADS = jax.tree.map(jnp.cos, PARAMS)
 RULES = [jp.Rule(pattern="a", score=jp.scores.saliency)]
 SALIENCY: dict[str, Callable[[], jp.Pruner]] = {

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from jaxprune import pipeline
+from tests.draws import normal
 
 KEY = jax.random.key(3)
-X = jax.random.normal(jax.random.key(0), (50, 40)) * 2
+X = normal(0, 50, 40) * 2
 
 
 def identity(params, inputs):

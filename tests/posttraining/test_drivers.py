@@ -13,13 +13,9 @@ from jaxprune.calibration.statistics import gram
 from jaxprune.posttraining import magnitude, sparsegpt, wanda
 from jaxprune.posttraining.layer import correct
 from jaxprune.posttraining.stages import Stages
+from tests.draws import normal
 from tests.posttraining.layers import Grown
 from tests.zoo.models import ZOO
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape)
-
 
 # All of one shape: each method compiles once.
 PARAMS = {name: normal(k, 16, 16) for k, name in enumerate("abc")}
@@ -232,8 +228,7 @@ def test_masks_go_on_in_training_and_lora_merges_without_losing_a_zero() -> None
 
 def check_low_rank_merge(params, masks) -> None:
     """The merge keeps the zeros, and computes what the adapters do when they are trained under the masks."""
-    key = jax.random.key(0)
-    adapters = {name: (0.1 * normal(k, 16, 2), 0.1 * jax.random.normal(key, (2, 16))) for k, name in enumerate(params)}
+    adapters = {name: (0.1 * normal(k, 16, 2), 0.1 * normal(0, 2, 16)) for k, name in enumerate(params)}
 
     def adapted(adapters):
         low_rank = {name: params[name] + a @ b for name, (a, b) in adapters.items()}

@@ -14,13 +14,10 @@ from jaxprune.calibration import inputs
 from jaxprune.posttraining import admm, layer, magnitude, sequential, wanda
 from jaxprune.posttraining.result import start_masks
 from jaxprune.tracing.layers import read_layers
+from tests.draws import normal
 from tests.posttraining.layers import Grown
 
 DRIVERS = [jp.prune_one_shot, jp.prune_sequential]
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 def test_norms_of_as_many_layers_as_features_are_no_gram_matrix() -> None:

@@ -7,11 +7,8 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.posttraining.experts import expert_scores, reap_scores
+from tests.draws import normal
 from tests.zoo.models import ZOO
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 def test_zoo_mixture_equals_the_definition_and_shrinks() -> None:

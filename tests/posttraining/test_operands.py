@@ -8,16 +8,13 @@ import pytest
 import jaxprune as jp
 from jaxprune.posttraining import owl, wanda
 from jaxprune.posttraining.sensitivity import layer_sensitivity
+from tests.draws import normal
 from tests.posttraining.layers import Grown
 
 DRIVERS = [jp.prune_one_shot, jp.prune_sequential]
 
 
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
-MASK = jax.random.bernoulli(jax.random.key(9), 0.7, (16, 16))
+MASK = normal(9, 16, 16) > -0.5
 SCALE = jnp.exp(1.5 * normal(3, 16))[:, None]
 W, X = normal(0, 16, 16) / SCALE, normal(1, 64, 16) @ normal(2, 16, 16)
 STACK = {"w": normal(4, 3, 16, 16), "s": jnp.exp(normal(5, 3, 16, 1))}

@@ -12,11 +12,12 @@ from jaxprune.posttraining.reconstruct import reconstruct
 from jaxprune.posttraining.stages import Frame
 from jaxprune.posttraining.units import Blocks
 from jaxprune.tracing.layers import read_layers
+from tests.draws import normal
 from tests.zoo.models import ZOO
 
 
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape) / shape[-2] ** 0.5
+def scaled(seed: int, *shape: int) -> jax.Array:
+    return normal(seed, *shape) / shape[-2] ** 0.5
 
 
 def block(p, x):
@@ -30,12 +31,12 @@ def net(params, x):
 
 
 def draw(seed: int, *stack: int):
-    bias = normal(seed + 2, *stack, 1, 12).reshape(*stack, 12)
-    return {"up": normal(seed, *stack, 6, 12), "down": normal(seed + 1, *stack, 12, 6), "bias": bias}
+    bias = scaled(seed + 2, *stack, 1, 12).reshape(*stack, 12)
+    return {"up": scaled(seed, *stack, 6, 12), "down": scaled(seed + 1, *stack, 12, 6), "bias": bias}
 
 
-DENSE = {"layer_0": draw(0), "layer_1": draw(3), "head": normal(6, 6, 3)}
-BATCHES = [4 * normal(k, 32, 6) for k in (7, 8)]
+DENSE = {"layer_0": draw(0), "layer_1": draw(3), "head": scaled(6, 6, 3)}
+BATCHES = [4 * scaled(k, 32, 6) for k in (7, 8)]
 
 
 def magnitude(params, share: float = 0.5):
@@ -99,7 +100,7 @@ def test_steps_of_a_scan_are_blocks() -> None:
 
     layers = draw(20, 3)
     dense = {"layers": layers | {"up": layers["up"].astype(jnp.bfloat16)}}
-    masks = {"layers": {"up": normal(30, 3, 6, 12) > 0, "down": normal(31, 3, 12, 6) > 0, "bias": jnp.array(True)}}
+    masks = {"layers": {"up": scaled(30, 3, 6, 12) > 0, "down": scaled(31, 3, 12, 6) > 0, "bias": jnp.array(True)}}
     pruned = jp.apply_masks(dense, masks)
     options = {"steps": 40, "dense_params": dense}
     new = reconstruct(scanned, pruned, masks, BATCHES, optax.adam(1e-2), **options)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
+from tests.draws import normal
 
 
 def forward(params, tokens):
@@ -17,7 +18,7 @@ def forward(params, tokens):
 
 
 PARAMS = {
-    name: jax.random.normal(jax.random.key(k), shape)
+    name: normal(k, *shape)
     for k, (name, shape) in enumerate(
         {
             "embedding": (11, 8),

@@ -183,6 +183,7 @@ class Checker:
         slope = loss(model.apply_fn, weights)
         full = jax.tree.map(np.asarray, slope(zeroed, *self.args))
         moved = slope(jax.tree.map(lambda leaf: leaf * leaf.dtype.type(1 + 2e-7), zeroed), *self.args)
+        moved = jax.tree.map(np.asarray, moved)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(full)):
             return None
         expected = jax.tree.leaves(jp.shrink(model, plan, full))

@@ -27,7 +27,7 @@ class Draw:
         self._generator = np.random.default_rng(seed)
 
     def normal(self, *shape: int, scale: float = 1.0) -> jax.Array:
-        return jnp.asarray(self._generator.normal(0.0, scale, shape), jnp.float32)
+        return jnp.asarray(self._generator.normal(0.0, scale, shape).astype(np.float32))
 
     def weight(self, *shape: int, fan_in: int | None = None) -> jax.Array:
         """A kernel whose outputs are on its last axis, or whose number of inputs is given."""
@@ -38,10 +38,10 @@ class Draw:
 
     def positive(self, *shape: int) -> jax.Array:
         """Something around one: the scale of a normalisation or a variance."""
-        return jnp.asarray(self._generator.uniform(0.5, 1.5, shape), jnp.float32)
+        return jnp.asarray(self._generator.uniform(0.5, 1.5, shape).astype(np.float32))
 
     def tokens(self, *shape: int, vocabulary: int) -> jax.Array:
-        return jnp.asarray(self._generator.integers(0, vocabulary, shape), jnp.int32)
+        return jnp.asarray(self._generator.integers(0, vocabulary, shape).astype(np.int32))
 
     def dense(self, inputs: int, outputs: int) -> dict[str, jax.Array]:
         return {"kernel": self.weight(inputs, outputs), "bias": self.bias(outputs)}
