@@ -4,6 +4,7 @@ A mask tree has the tree structure of its parameters. Each leaf is a bool array,
 against its parameter; the scalar `True` stands for a leaf that is not pruned.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -238,6 +239,7 @@ def _packed_axis(shape: tuple[int, ...]) -> int:
     return min(range(len(shape)), key=cost)
 
 
+@jax.jit
 def _pack_leaf(mask: Any) -> jax.Array:
     mask = jnp.asarray(mask)
     if not mask.ndim:
@@ -265,7 +267,12 @@ def _unpack_leaf(packed: jax.Array, shape: tuple[int, ...], path: str) -> jax.Ar
             f"the packed mask of {path} is {packed.dtype}{list(packed.shape)}, but a parameter of shape {shape} packs "
             f"to uint8{list(expected)}."
         )
+    return _bits(packed, axis, shape[axis])
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "size"))
+def _bits(packed: jax.Array, axis: int, size: int) -> jax.Array:
     grouped = jnp.expand_dims(packed, axis + 1)
-    bit = jax.lax.broadcasted_iota(jnp.uint8, (1,) * (axis + 1) + (8,) + (1,) * (len(shape) - axis - 1), axis + 1)
+    bit = jax.lax.broadcasted_iota(jnp.uint8, (1,) * (axis + 1) + (8,) + (1,) * (packed.ndim - axis - 1), axis + 1)
     bits = (grouped >> bit) & np.uint8(1) != 0
-    return jax.lax.slice_in_dim(_sharding.merge_axes(bits, axis), 0, shape[axis], axis=axis)
+    return jax.lax.slice_in_dim(_sharding.merge_axes(bits, axis), 0, size, axis=axis)

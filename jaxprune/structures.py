@@ -6,6 +6,7 @@ exception: its pattern fixes the count, so it chooses by itself.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Literal, Protocol, runtime_checkable
 
@@ -133,17 +134,7 @@ class NM:
             )
         if not groups:
             return jnp.ones_like(scores, dtype=bool)
-        keys = selection.order_keys(scores)
-        if first is not None:
-            keys = jnp.where(first, jnp.asarray(jnp.iinfo(keys.dtype).max, keys.dtype), keys)
-        keys = _sharding.whole_groups(keys, axis, self.m)
-        whole = jax.lax.slice_in_dim(keys, 0, groups * self.m, axis=axis) if rest else keys
-        grouped = _sharding.split_axis(whole, axis, self.m)
-        mask = _sharding.merge_axes(_rank_within(grouped, axis + 1, self.n), axis)
-        if rest:
-            tail = jax.lax.slice_in_dim(keys, groups * self.m, shape[axis], axis=axis)
-            mask = jnp.concatenate([mask, jnp.ones_like(tail, dtype=bool)], axis=axis)
-        return mask
+        return _select_groups(scores, first, axis, self.n, self.m)
 
     def _axis(self, shape: tuple[int, ...]) -> int:
         given = -2 if self.axis is None else self.axis
@@ -158,6 +149,19 @@ def oriented(structure: Structure, axes: trees.MatrixAxes | None) -> Structure:
     if isinstance(structure, NM) and structure.axis is None and axes is not None and axes.contract:
         return dataclasses.replace(structure, axis=max(axes.contract))
     return structure
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "n", "m"))
+def _select_groups(scores: jax.Array, first: jax.Array | None, axis: int, n: int, m: int) -> jax.Array:
+    """The `n` highest of every `m` along an axis, and all that is left after the last whole group."""
+    end = scores.shape[axis] // m * m
+    keys = selection.order_keys(scores)
+    if first is not None:
+        keys = jnp.where(first, jnp.asarray(jnp.iinfo(keys.dtype).max, keys.dtype), keys)
+    keys = _sharding.whole_groups(keys, axis, m)
+    whole, tail = jnp.split(keys, [end], axis=axis) if end < keys.shape[axis] else (keys, None)
+    mask = _sharding.merge_axes(_rank_within(_sharding.split_axis(whole, axis, m), axis + 1, n), axis)
+    return mask if tail is None else jnp.concatenate([mask, jnp.ones_like(tail, dtype=bool)], axis=axis)
 
 
 def _rank_within(keys: jax.Array, axis: int, n: int) -> jax.Array:

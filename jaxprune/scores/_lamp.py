@@ -37,6 +37,7 @@ def lamp(
     return map_floating(lambda w: layer_adaptive(abs(w)), params)
 
 
+@jax.jit
 def layer_adaptive(scores: jax.Array) -> jax.Array:
     """Divides squared scores by the sum of all squares in the array that are at least as large.
 

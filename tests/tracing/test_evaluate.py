@@ -16,8 +16,8 @@ CONTROL = ["control_flow", "llama_remat", "custom_gradients", "linen_gru", "kv_c
 def test_runs_as_traced(name: str) -> None:
     zoo = ZOO[name]()
     model = jp.trace(zoo.apply_fn, zoo.params, *zoo.args)
-    outputs = Evaluator(model.program)(jax.tree.leaves((zoo.params, zoo.args)))
-    for found, expected in zip(outputs, jax.tree.leaves(zoo.apply_fn(zoo.params, *zoo.args)), strict=True):
+    outputs = jax.jit(Evaluator(model.program))(jax.tree.leaves((zoo.params, zoo.args)))
+    for found, expected in zip(outputs, jax.tree.leaves(jax.jit(zoo.apply_fn)(zoo.params, *zoo.args)), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -31,8 +31,8 @@ def test_a_hook_that_changes_nothing_changes_nothing(name: str) -> None:
         seen.append(node.name)
         return operands
 
-    outputs = Evaluator(model.program, operands=look)(jax.tree.leaves((zoo.params, zoo.args)))
-    for found, expected in zip(outputs, jax.tree.leaves(zoo.apply_fn(zoo.params, *zoo.args)), strict=True):
+    outputs = jax.jit(Evaluator(model.program, operands=look))(jax.tree.leaves((zoo.params, zoo.args)))
+    for found, expected in zip(outputs, jax.tree.leaves(jax.jit(zoo.apply_fn)(zoo.params, *zoo.args)), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     # Bodies are walked through as well: every site is seen.
     assert {site.node.name for site in model.sites} <= set(seen)
