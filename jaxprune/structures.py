@@ -213,24 +213,11 @@ class Block:
 
     def pool(self, scores: jax.Array) -> jax.Array:
         """Reduces each tile to one score, in float32 for narrower dtypes."""
-        tile = self._tile(scores.shape)
-        scores = scores.astype(at_least_float32(scores.dtype))
-        if self.reduce == "max":
-            return _tiled(scores, tile, -jnp.inf).max(axis=_inner(tile))
-        total = _tiled(scores, tile, 0.0).sum(axis=_inner(tile))
-        if self.reduce == "sum":
-            return total
-        return total / _tiled(jnp.ones_like(scores), tile, 0.0).sum(axis=_inner(tile))
+        return _pool_tiles(scores, self._tile(scores.shape), self.reduce)
 
     def expand(self, units: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Repeats the choice of each tile over its weights."""
-        tile = self._tile(shape)
-        for axis, size in enumerate(tile):
-            if size > 1:
-                wide = jnp.expand_dims(units, axis + 1)
-                wide = jnp.broadcast_to(wide, (*wide.shape[: axis + 1], size, *wide.shape[axis + 2 :]))
-                units = jax.lax.slice_in_dim(_sharding.merge_axes(wide, axis), 0, shape[axis], axis=axis)
-        return units
+        return _expand_tiles(units, self._tile(shape), shape)
 
     def _tile(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         axes = self.axes if self.axes is not None else tuple(range(-len(self.shape), 0))
@@ -240,6 +227,27 @@ class Block:
                 raise ValueError(f"{self}: a parameter of shape {shape} has no axis {axis}. Leave it out with `where`.")
             tile[axis] = size
         return tuple(tile)
+
+
+@functools.partial(jax.jit, static_argnames=("tile", "reduce"))
+def _pool_tiles(scores: jax.Array, tile: tuple[int, ...], reduce: str) -> jax.Array:
+    scores = scores.astype(at_least_float32(scores.dtype))
+    if reduce == "max":
+        return _tiled(scores, tile, -jnp.inf).max(axis=_inner(tile))
+    total = _tiled(scores, tile, 0.0).sum(axis=_inner(tile))
+    if reduce == "sum":
+        return total
+    return total / _tiled(jnp.ones_like(scores), tile, 0.0).sum(axis=_inner(tile))
+
+
+@functools.partial(jax.jit, static_argnames=("tile", "shape"))
+def _expand_tiles(units: jax.Array, tile: tuple[int, ...], shape: tuple[int, ...]) -> jax.Array:
+    for axis, size in enumerate(tile):
+        if size > 1:
+            wide = jnp.expand_dims(units, axis + 1)
+            wide = jnp.broadcast_to(wide, (*wide.shape[: axis + 1], size, *wide.shape[axis + 2 :]))
+            units = jax.lax.slice_in_dim(_sharding.merge_axes(wide, axis), 0, shape[axis], axis=axis)
+    return units
 
 
 def _tiled(array: jax.Array, tile: tuple[int, ...], fill: float) -> jax.Array:
