@@ -102,11 +102,13 @@ def sparsity(masks: PyTree, params: PyTree, *, per_leaf: bool = False) -> Any:
 
 def kept_count(mask: Any, shape: tuple[int, ...]) -> int:
     """How many weights of a parameter of `shape` a concrete mask keeps, as an exact host integer."""
-    # Rows are summed on the device and added up on the host, so that no count overflows.
-    array = jnp.asarray(mask)
-    rows = np.asarray(jnp.sum(array, axis=-1, dtype=jnp.int32) if array.ndim else array, dtype=np.int64)
+    array = mask if isinstance(mask, jax.Array) else np.asarray(mask)
     size = math.prod(array.shape)
-    return int(rows.sum()) * (math.prod(shape) // size) if size else 0
+    if not array.ndim or _sharding.on_host(array):  # JAX would compile the sum of every other shape
+        kept = int(np.count_nonzero(array))
+    else:  # rows are summed on the device and added up on the host, so that no count overflows
+        kept = int(np.asarray(jnp.sum(array, axis=-1, dtype=jnp.int32), dtype=np.int64).sum())
+    return kept * (math.prod(shape) // size) if size else 0
 
 
 def combine(*masks: PyTree) -> PyTree:

@@ -98,7 +98,7 @@ def verify(model: Model, plan: Plan, params: PyTree, *args: Any, strict: bool = 
     exact = Plan({name: mask for name, mask in plan.keep.items() if name not in approximate})
     exact_error, masked = _error(model, exact, params, args)
     error = _error(model, plan, params, args)[0] if approximate else exact_error
-    moved = _outputs(model, jax.tree.map(_nudged, _masked_params(model, exact, params)), args)
+    moved = _outputs(model, _nudged(_masked_params(model, exact, params)), args)
     noise = _distance(masked, moved)
     result = Verification(error, noise, approximate, exact_error)
     if strict and not result.exact:
@@ -125,15 +125,20 @@ def _outputs(model: Model, params: PyTree, args: tuple[Any, ...]) -> list[Any]:
 
 def _masked_params(model: Model, plan: Plan, params: PyTree) -> PyTree:
     trees.check_same_structure(params, model.params, "params")
-    return apply_masks(params, plan.masks(model, consumers_only=True))
+    return jax.jit(apply_masks)(params, plan.masks(model, consumers_only=True))
 
 
-def _nudged(leaf: Any) -> Any:
+@jax.jit
+def _nudged(params: PyTree) -> PyTree:
     """Every weight one rounding error up or down, by its position."""
-    if not trees.is_floating(leaf):
-        return leaf
-    sign = np.where(np.arange(np.size(leaf)) % 3 == 0, 1.0, -1.0).reshape(np.shape(leaf)).astype(leaf.dtype)
-    return leaf * (1 + jnp.finfo(leaf.dtype).eps * sign).astype(leaf.dtype)
+
+    def nudge(leaf: jax.Array) -> jax.Array:
+        if not trees.is_floating(leaf):
+            return leaf
+        eps, third = jnp.finfo(leaf.dtype).eps, jnp.arange(leaf.size).reshape(leaf.shape) % 3 == 0
+        return leaf * jnp.where(third, 1 + eps, 1 - eps).astype(leaf.dtype)
+
+    return jax.tree.map(nudge, params)
 
 
 def _distance(a: list[Any], b: list[Any]) -> float:

@@ -1,5 +1,6 @@
-"""Small models, written in every way there is to write one, by name. Each is built when its builder is called."""
+"""Small models, written in every way there is to write one, by name. Each is built when it is first asked for."""
 
+import functools
 import importlib.util
 from collections.abc import Callable
 
@@ -19,4 +20,4 @@ if importlib.util.find_spec("haiku"):
 
     BUILDERS += haiku_models.BUILDERS
 
-ZOO: dict[str, Callable[[], ZooModel]] = {builder.__name__: builder for builder in BUILDERS}
+ZOO: dict[str, Callable[[], ZooModel]] = {builder.__name__: functools.cache(builder) for builder in BUILDERS}
