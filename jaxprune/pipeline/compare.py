@@ -271,7 +271,8 @@ class _Job:
         grads, make = None, self.makers[run.method]
         if make not in METHODS.values() or _meaning(make) in NEEDS_GRADIENTS:
             inputs, targets = batch_at(self.train_batches)(run.seed * self.steps)
-            grads = jax.jit(jax.grad(lambda p: self.loss_fn(self.apply_fn(p, inputs), targets)))(params)
+            gradient = jax.jit(jax.grad(lambda p, x, y: self.loss_fn(self.apply_fn(p, x), y)))
+            grads = gradient(params, inputs, targets)
         sparsity = None if isinstance(self.structure, NM) else run.sparsity
         return Settings(sparsity, self.steps, self.structure, self.allocation, self.where, grads)
 
