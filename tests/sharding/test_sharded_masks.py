@@ -130,13 +130,27 @@ def test_masks(kind: str, structure: str, allocation: str, spec: PartitionSpec) 
         np.testing.assert_array_equal(made[name], mask)
 
 
+WITHOUT_JIT: dict[str, dict[str, Any]] = {
+    "block": {"structure": STRUCTURES["block"]},
+    "nm": {"sparsity": None, "structure": STRUCTURES["nm"]},
+    "lamp": {"score": jp.scores.lamp},
+    "random": {"score": jp.scores.random, "key": 0},
+}
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_masks_without_jit_and_without_a_mesh_in_context(kind: str) -> None:
+@pytest.mark.parametrize("how", WITHOUT_JIT)
+def test_masks_without_jit_and_without_a_mesh_in_context(kind: str, how: str) -> None:
+    given = {"sparsity": 0.7} | WITHOUT_JIT[how]
+    if "key" in given:
+        given["key"] = jax.random.key(given["key"])
     params = shard(one_device_params(), make_mesh(kind), BOTH)
-    made = masks_of(params, "block", "uniform")
-    assert_sharded_alike(made, params)
-    for name, mask in expected_masks("block", "uniform").items():
-        np.testing.assert_array_equal(made[name], mask)
+    made = masks.full_masks(compute_masks(params, **given), params)
+    expected = compute_masks(one_device_params(), **given)
+    for found in (made, masks.unpack(masks.pack(made), params)):
+        assert_sharded_alike(found, params)
+        for name, mask in expected.items():
+            np.testing.assert_array_equal(found[name], np.broadcast_to(mask, found[name].shape))
 
 
 SHARD_MAP: dict[str, dict[str, Any]] = {
