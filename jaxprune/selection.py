@@ -167,7 +167,6 @@ def row_top_k_of_keys(keys: jax.Array, k: int | jax.Array) -> jax.Array:
     return above | (equal & (jnp.cumsum(equal, axis=-1, dtype=jnp.int32) <= room))
 
 
-@jax.jit
 def order_keys(scores: jax.Array) -> jax.Array:
     """Maps floats to signed integers of the same order; NaN becomes the second highest integer.
 

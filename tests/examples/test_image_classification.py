@@ -195,10 +195,10 @@ def test_stopped_and_resumed_gives_the_same_bits(
 def test_killed_and_resumed_gives_the_same_bits(
     digits: Path, tmp_path: Path, uninterrupted: dict[str, dict[str, Any]], compiled: Path
 ):
-    argv = command(digits, tmp_path, "--method", "rigl", "--resume")
+    argv = command(digits, tmp_path, "--method", "rigl", "--checkpoint-every", "1", "--resume")
     cache = {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "examples" / "image_classification.py"), *argv, "--checkpoint-every", "1"],
+        [sys.executable, str(ROOT / "examples" / "image_classification.py"), *argv],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=os.environ | cache,

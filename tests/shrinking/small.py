@@ -62,9 +62,9 @@ def assert_close(found, expected, tolerance=2e-6):
 
 
 def cut(apply_fn, params, *args, share=0.5, norm="exact", where=None):
-    """Traces, removes the last half of every group (or of those in `where`), shrinks, and jits the function."""
+    """Traces, removes the last half of every group (of those whose id is in `where`), and shrinks."""
     model = jp.trace(apply_fn, params, *args)
     keep = {n: np.arange(g.size) < share * g.size for n, g in model.groups.items() if where is None or n in where}
     assert keep, "the model has no group"
     plan = jp.Plan(keep)
-    return model, plan, jp.shrink(model, plan, params), jax.jit(jp.shrunk_function(model, plan, norm=norm))
+    return model, plan, jp.shrink(model, plan, params), jp.shrunk_function(model, plan, norm=norm)

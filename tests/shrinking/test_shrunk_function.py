@@ -100,7 +100,7 @@ def test_positions_along_a_batch_axis_merged_with_a_pruned_one(middle) -> None:
     masked = jp.apply_masks(params, plan.masks(model))
     for rows in (3, 5, 2):
         x = draw.normal(rows, 6)
-        assert_close(function(small, x), jax.jit(apply)(masked, x), 1e-5)
+        assert_close(function(small, x), apply(masked, x), 1e-5)
 
 
 def test_a_batch_axis_joined_with_a_pruned_one() -> None:
@@ -113,7 +113,7 @@ def test_a_batch_axis_joined_with_a_pruned_one() -> None:
     model, plan, small, function = cut(apply, params, draw.normal(3, 6))
     for rows in (3, 5):
         x = draw.normal(rows, 6)
-        assert_close(function(small, x), jax.jit(apply)(jp.apply_masks(params, plan.masks(model)), x))
+        assert_close(function(small, x), apply(jp.apply_masks(params, plan.masks(model)), x))
 
 
 def test_positions_that_the_trace_does_not_tell() -> None:
@@ -280,7 +280,7 @@ def test_means_are_resized_at_other_lengths() -> None:
     _, _, small, function = cut(apply, params, draw.normal(2, 5, 4), norm="resize")
     for rows, length in ((2, 5), (2, 7), (3, 1)):
         x = draw.normal(rows, length, 4)
-        assert_close(function(small, x), jax.jit(apply)(small, x), tolerance=1e-5)
+        assert_close(function(small, x), apply(small, x), tolerance=1e-5)
 
 
 def test_dropout_draws_the_bits_of_the_dense_model() -> None:
@@ -294,7 +294,7 @@ def test_dropout_draws_the_bits_of_the_dense_model() -> None:
     x, key = draw.normal(3, 4), jax.random.key(7)
     model, plan, small, function = cut(apply, params, x, key)
     masked = jp.apply_masks(params, plan.masks(model))
-    assert_close(function(small, x, key), jax.jit(apply)(masked, x, key), tolerance=1e-5)
+    assert_close(function(small, x, key), apply(masked, x, key), tolerance=1e-5)
 
 
 def test_constants_and_positions_are_sliced() -> None:
@@ -350,7 +350,7 @@ def test_loops_branches_and_checkpoints(kind: str) -> None:
     }
     for rows in (2, 3):
         x = draw.normal(rows, 4)
-        assert_close(function(small, x), jax.jit(apply)(smaller, x))
+        assert_close(function(small, x), apply(smaller, x))
 
 
 def test_bfloat16() -> None:
