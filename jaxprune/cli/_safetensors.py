@@ -79,7 +79,8 @@ def open_safetensors(path: Path) -> SafetensorsFile:
     try:
         with safetensors.safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            names = file.keys()  # to iterate over the file itself is not possible
+            slices = {name: file.get_slice(name) for name in names}
             described = [(name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()]
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file, or it is damaged: {error}.") from error

@@ -33,7 +33,7 @@ class NvmlMeter:
 
     def __init__(self, devices: Sequence[int] | None = None) -> None:
         try:
-            import pynvml  # type: ignore[import-not-found]
+            import pynvml
         except ImportError as error:
             raise MeterUnavailable("nvidia-ml-py is not installed; pip install 'jaxprune[nvml]'") from error
         self._library: Any = pynvml

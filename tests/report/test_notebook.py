@@ -1,7 +1,5 @@
 """Masks in a notebook."""
 
-import importlib.util
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -35,7 +33,6 @@ def test_without_treescope_it_says_how_to_install_it(monkeypatch: pytest.MonkeyP
     assert "<b>" not in view._repr_html_()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("treescope") is None, reason="treescope is not installed")
 def test_treescope_draws_them() -> None:
     view = show_masks(MASKS, PARAMS)
     assert "treescope" in view._repr_html_()
