@@ -269,11 +269,11 @@ def _unpack_leaf(packed: jax.Array, shape: tuple[int, ...], path: str) -> jax.Ar
             f"the packed mask of {path} is {packed.dtype}{list(packed.shape)}, but a parameter of shape {shape} packs "
             f"to uint8{list(expected)}."
         )
-    return _bits(packed, axis, shape[axis])
+    return _unpack_axis(packed, axis, shape[axis])
 
 
 @functools.partial(jax.jit, static_argnames=("axis", "size"))
-def _bits(packed: jax.Array, axis: int, size: int) -> jax.Array:
+def _unpack_axis(packed: jax.Array, axis: int, size: int) -> jax.Array:
     grouped = jnp.expand_dims(packed, axis + 1)
     bit = jax.lax.broadcasted_iota(jnp.uint8, (1,) * (axis + 1) + (8,) + (1,) * (packed.ndim - axis - 1), axis + 1)
     bits = (grouped >> bit) & np.uint8(1) != 0
